@@ -1,0 +1,1 @@
+"""Benchmarks: every figure of a card comes from a script in this folder."""

@@ -1,0 +1,128 @@
+"""The elemental simulation cases of the DC3 benchmark, as data.
+
+Chung, Freitas, Cheon & Reed, Phys. Rev. Materials 6, 043801 (2022): lattice, potential,
+melting temperature and metastability limit of every case.  Nothing here runs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+
+TEMPERATURE_STEP = 0.04  # DC3 temperatures are multiples of 0.04 Tm
+LIQUID = 1.60  # the liquid is simulated at 1.60 Tm
+
+
+@dataclass(frozen=True)
+class Material:
+    """One row of the DC3 table.
+
+    Parameters
+    ----------
+    key : name used on the command line and in file names.
+    structure : the label a perfect classifier gives every atom of the crystal.
+    unit_cell : builds the orthogonal unit cell (an ``ase.Atoms`` with pbc everywhere).
+    cells : how often the unit cell is repeated along each axis.
+    pair_style, pair_coeff : LAMMPS commands; ``{potentials}`` is the folder of parameter files.
+    kspace_style : long-range solver or ``None``.
+    melting_point : Tm in K.
+    metastability_limit : T_ml / Tm, the highest superheating at which the crystal survives.
+    """
+
+    key: str
+    structure: str
+    unit_cell: Callable[[], Atoms]
+    cells: tuple[int, int, int]
+    pair_style: str
+    pair_coeff: tuple[str, ...]
+    melting_point: float
+    metastability_limit: float
+    kspace_style: str | None = None
+    atom_style: str = "atomic"
+    charges: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def elements(self) -> list[str]:
+        """Chemical symbols in the order of the LAMMPS atom types."""
+        return list(dict.fromkeys(self.unit_cell().get_chemical_symbols()))
+
+    def perfect(self, cells: tuple[int, int, int] | None = None) -> Atoms:
+        """The starting crystal, of the protocol's size or of ``cells`` unit cells."""
+        return self.unit_cell().repeat(cells or self.cells)
+
+
+def _hcp(symbol: str, a: float) -> Atoms:
+    return bulk(symbol, "hcp", a=a, c=a * np.sqrt(8 / 3), orthorhombic=True)
+
+
+def _hexagonal_diamond(symbol: str, a: float) -> Atoms:
+    """Two hcp lattices shifted by 3/8 of c along z (lonsdaleite; oxygens of ice Ih)."""
+    one = _hcp(symbol, a)
+    two = one.copy()
+    two.positions[:, 2] += 3 / 8 * one.cell[2, 2]
+    return one + two
+
+
+def _cubic(symbol: str, lattice: str, a: float) -> Atoms:
+    return bulk(symbol, lattice, a=a, cubic=True)
+
+
+MATERIALS: dict[str, Material] = {
+    m.key: m
+    for m in (
+        Material(
+            "Al", "fcc", lambda: _cubic("Al", "fcc", 4.0), (8, 8, 8),
+            "eam/fs", ("* * {potentials}/Al1.eam.fs Al",), 933.0, 1.16,
+        ),
+        Material(
+            "Fe", "bcc", lambda: _cubic("Fe", "bcc", 2.9), (10, 10, 10),
+            "eam/fs", ("* * {potentials}/Fe_2.eam.fs Fe",), 1811.0, 1.08,
+        ),
+        Material(
+            "Ti", "hcp", lambda: _hcp("Ti", 3.0), (11, 7, 7),
+            "meam/spline", ("* * {potentials}/Ti.meam.spline Ti",), 1941.0, 1.16,
+        ),
+        Material(
+            "Si", "cubic diamond", lambda: _cubic("Si", "diamond", 5.5), (6, 6, 6),
+            "edip", ("* * {potentials}/Si.edip Si",), 1687.0, 1.16,
+        ),
+        # mW is a one-site water: ASE knows it as oxygen, the mass is that of the molecule.
+        Material(
+            "mW", "hexagonal diamond", lambda: _hexagonal_diamond("O", 4.4), (9, 5, 6),
+            "sw", ("* * {potentials}/mW.sw mW",), 273.0, 1.32,
+        ),
+        # DC3 used Ewald sums; particle mesh at the same accuracy gives the same forces, faster.
+        Material(
+            "NaCl", "simple cubic", lambda: bulk("NaCl", "rocksalt", a=5.64056, cubic=True), (6, 6, 6),
+            "born/coul/long 10.0 8.0",
+            (
+                "1 1 0.2640625 0.317 2.340 1.05 0.5",
+                "1 2 0.21125 0.317 2.755 7.0 8.6875",
+                "2 2 0.1584375 0.317 3.170 72.5 145.625",
+            ),
+            1074.0, 1.16, kspace_style="pppm 1.0e-5", atom_style="charge",
+            charges=(("Na", 1.0), ("Cl", -1.0)),
+        ),
+        Material(
+            "Ar", "fcc", lambda: _cubic("Ar", "fcc", 5.26), (8, 8, 8),
+            "lj/cut 10.2", ("* * 0.010341 3.4",), 83.8, 1.12,
+        ),
+        Material(
+            "Li", "bcc", lambda: _cubic("Li", "bcc", 3.51), (10, 10, 10),
+            "snap", ("* * {potentials}/Li_Zuo_JPCA2020.snapcoeff {potentials}/Li_Zuo_JPCA2020.snapparam Li",),
+            454.0, 1.20,
+        ),
+        Material(
+            "Mg", "hcp", lambda: _hcp("Mg", 3.21), (11, 7, 7),
+            "eam/fs", ("* * {potentials}/Mg_mm.eam.fs Mg",), 923.0, 1.16,
+        ),
+        Material(
+            "Ge", "cubic diamond", lambda: _cubic("Ge", "diamond", 5.66), (6, 6, 6),
+            "tersoff", ("* * {potentials}/Ge.tersoff Ge",), 1211.0, 1.32,
+        ),
+    )
+}  # fmt: skip

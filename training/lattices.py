@@ -1,0 +1,232 @@
+"""Perfect lattices and what geometry alone can make of them: all the training data there is.
+
+Everything here is in units of the length scale, the cube root of the atomic volume, so density is
+one everywhere.  No potential, no simulation: lattices are strained, cut (slabs, voids, vacancies),
+joined (two grains), or replaced by random packings, and then noised.  The target is always the
+structure before the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import vesin
+from ase import Atoms
+from ase.build import bulk, make_supercell
+
+Array = npt.NDArray[np.float64]
+
+IDEAL_CA = float(np.sqrt(8 / 3))
+LATTICES = ("fcc", "bcc", "hcp", "simple cubic", "cubic diamond", "hexagonal diamond")
+
+
+@dataclass
+class Sample:
+    """A structure before its noise; ``positions`` (n, 3) and ``cell`` in units of the length scale.
+
+    ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing.
+    """
+
+    positions: Array
+    cell: Array
+    pbc: npt.NDArray[np.bool_]
+    spacing: float
+    ordered: bool = True
+
+
+def conventional(lattice: str) -> Atoms:
+    """The conventional (orthogonal where possible) cell of a lattice with one Å³ per atom."""
+    if lattice == "hexagonal diamond":
+        one = bulk("X", "hcp", a=1.0, c=IDEAL_CA, orthorhombic=True)
+        two = one.copy()
+        two.positions[:, 2] += 3 / 8 * one.cell[2, 2]
+        atoms = one + two
+    elif lattice == "hcp":
+        atoms = bulk("X", "hcp", a=1.0, c=IDEAL_CA, orthorhombic=True)
+    else:
+        name = {"simple cubic": "sc", "cubic diamond": "diamond"}.get(lattice, lattice)
+        atoms = bulk("X", name, a=1.0, cubic=True)
+    atoms.set_cell(atoms.cell * (len(atoms) / atoms.cell.volume) ** (1 / 3), scale_atoms=True)
+    return atoms
+
+
+# Supercells of the conventional cell whose third axis is normal to the first two: (100), (110),
+# (111), (210), (211) of the cubic lattices; basal and two prism planes of the hexagonal ones.
+_CUBIC_FRAMES = (
+    ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((1, -1, 0), (0, 0, 1), (1, 1, 0)),
+    ((1, -1, 0), (1, 1, -2), (1, 1, 1)),
+    ((0, 0, 1), (1, -2, 0), (2, 1, 0)),
+    ((0, 1, -1), (-1, 1, 1), (2, 1, 1)),
+)
+_HEXAGONAL_FRAMES = (
+    ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((0, 1, 0), (0, 0, 1), (1, 0, 0)),
+    ((0, 0, 1), (1, 0, 0), (0, 1, 0)),
+)
+
+
+@cache
+def _oriented(lattice: str) -> list[Atoms]:
+    """Unit cells of a lattice whose third axis stands on a low-index plane."""
+    base = conventional(lattice)
+    frames = _HEXAGONAL_FRAMES if lattice in ("hcp", "hexagonal diamond") else _CUBIC_FRAMES
+    return [make_supercell(base, np.array(frame)) for frame in frames]
+
+
+@cache
+def spacing_of(lattice: str) -> float:
+    atoms = conventional(lattice).repeat(2)
+    distance = vesin.NeighborList(cutoff=1.5, full_list=False).compute(
+        atoms.positions, atoms.cell[:], True, "d"
+    )[0]
+    return float(distance.min())
+
+
+def _repeats(cell: Array, n_unit: int, target: float, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Repeats of a unit cell that give a block of about ``target`` atoms, not too thin anywhere."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    side = (target) ** (1 / 3) * np.exp(rng.normal(0, 0.12, 3))
+    n = np.maximum(np.round(side / heights), np.ceil(3.6 / heights)).astype(int)
+    return int(n[0]), int(n[1]), int(n[2])
+
+
+def strain(rng: np.random.Generator, size: float = 0.02, dilation: float = 0.03) -> Array:
+    """A random deformation gradient close to one: symmetric strain and a change of scale."""
+    e = rng.normal(0, size, (3, 3))
+    e = (e + e.T) / 2
+    return (np.eye(3) + e) * (1 + rng.normal(0, dilation))
+
+
+def bulk_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 160) -> Sample:
+    cells = _oriented(lattice)
+    unit = cells[rng.integers(len(cells))]
+    n = _repeats(unit.cell[:], len(unit), n_atoms, rng)
+    block = unit.repeat(n)
+    f = strain(rng)
+    return Sample(block.positions @ f, block.cell[:] @ f, np.ones(3, bool), spacing_of(lattice))
+
+
+def with_vacancies(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Remove single atoms (up to 3 %) or everything inside a sphere: vacancies and voids."""
+    n = len(sample.positions)
+    if rng.random() < 0.5:
+        keep = rng.random(n) > rng.uniform(0.004, 0.03)
+    else:
+        centre = sample.positions[rng.integers(n)]
+        d = sample.positions - centre
+        inverse = np.linalg.inv(sample.cell)
+        fractional = d @ inverse
+        d = (fractional - np.round(fractional)) @ sample.cell
+        keep = np.linalg.norm(d, axis=1) > rng.uniform(0.8, 2.0)
+    return Sample(sample.positions[keep], sample.cell, sample.pbc, sample.spacing, sample.ordered)
+
+
+def slab_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 200) -> Sample:
+    """A slab of a low-index orientation; sometimes free along a second axis too (a wire's edge)."""
+    cells = _oriented(lattice)
+    unit = cells[rng.integers(len(cells))]
+    n = _repeats(unit.cell[:], len(unit), n_atoms, rng)
+    block = unit.repeat(n)
+    block.positions += rng.random(3) @ unit.cell[:]  # every termination occurs
+    block.wrap()
+    f = strain(rng)
+    pbc = np.array([True, True, False])
+    if rng.random() < 0.25:
+        pbc[rng.integers(2)] = False
+    return Sample(block.positions @ f, block.cell[:] @ f, pbc, spacing_of(lattice))
+
+
+def _rotation(rng: np.random.Generator) -> Array:
+    q = rng.normal(size=4)
+    w, x, y, z = q / np.linalg.norm(q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def ball_sample(lattice: str, rng: np.random.Generator, radius: float = 3.7) -> Sample:
+    """A ball of one or of two grains meeting in a plane; gaps and overlaps are left to the packing."""
+    unit = conventional(lattice)
+    heights = unit.cell.lengths()
+    n = np.ceil(2 * (radius + 1.5) / heights).astype(int)
+    grains = []
+    two = rng.random() < 0.75
+    for side in (1, -1) if two else (0,):
+        block = unit.repeat(n).positions @ strain(rng, 0.01, 0.02)
+        block = block - block.mean(0) + rng.normal(0, 0.5, 3)
+        block = block @ _rotation(rng)
+        inside = np.linalg.norm(block, axis=1) < radius
+        if side:
+            inside &= side * block[:, 2] > 0
+        grains.append(block[inside])
+    positions = np.concatenate(grains)
+    d = spacing_of(lattice)
+    if two:
+        positions = _without_overlaps(positions, 0.72 * d)
+        positions = spread(positions, np.eye(3), np.zeros(3, bool), 0.92 * d, 8)
+    return Sample(positions, np.eye(3), np.zeros(3, bool), d)
+
+
+def _without_overlaps(positions: Array, distance: float) -> Array:
+    """Drop the second atom of every pair that is too close."""
+    i, j = vesin.NeighborList(cutoff=distance, full_list=False).compute(positions, np.eye(3), False, "ij")
+    keep = np.ones(len(positions), bool)
+    for a, b in zip(i, j, strict=True):
+        if keep[a] and keep[b]:
+            keep[b] = False
+    return positions[keep]
+
+
+def spread(positions: Array, cell: Array, pbc: npt.NDArray[np.bool_], distance: float, n: int) -> Array:
+    """Push atoms apart until none are much closer than ``distance``: a geometric relaxation."""
+    search = vesin.NeighborList(cutoff=distance, full_list=True)
+    positions = positions.copy()
+    for _ in range(n):
+        i, d, r = search.compute(positions, cell, pbc, "iDd")
+        if len(i) == 0:
+            break
+        push = (0.5 * (distance - r) / np.maximum(r, 1e-3))[:, None] * d
+        moved = np.zeros_like(positions)
+        np.add.at(moved, i.astype(np.int64), -push)
+        positions += 0.8 * moved
+    return positions
+
+
+def packing_sample(rng: np.random.Generator, n_atoms: int = 150) -> Sample:
+    """A random packing at unit density: the geometric stand-in for a liquid."""
+    side = n_atoms ** (1 / 3)
+    cell = np.eye(3) * side
+    distance = rng.uniform(0.8, 1.02)
+    positions = spread(
+        rng.random((n_atoms, 3)) * side, cell, np.ones(3, bool), distance, int(rng.integers(15, 50))
+    )
+    return Sample(positions, cell, np.ones(3, bool), 1.05, ordered=False)
+
+
+def draw(rng: np.random.Generator) -> Sample:
+    """One training structure: bulk mostly, then surfaces, missing atoms, grains and packings."""
+    lattice = LATTICES[rng.integers(len(LATTICES))]
+    kind = rng.random()
+    if kind < 0.60:
+        return bulk_sample(lattice, rng)
+    if kind < 0.70:
+        return with_vacancies(bulk_sample(lattice, rng, 200), rng)
+    if kind < 0.82:
+        return slab_sample(lattice, rng)
+    if kind < 0.92:
+        return ball_sample(lattice, rng)
+    return packing_sample(rng)
+
+
+def noise_level(sample: Sample, rng: np.random.Generator, largest: float) -> float:
+    """Standard deviation per component: uniform up to ``largest`` spacings, one in eight nearly zero."""
+    fraction = rng.uniform(0, largest) if rng.random() > 0.125 else rng.uniform(0, 0.02)
+    return float(fraction * sample.spacing)

@@ -1,0 +1,215 @@
+"""The training loop: exact resume, exponential moving average, a log one can plot.
+
+Needs torch, numpy and safetensors only.  The loss of step k must depend on nothing but the
+parameters and ``np.random.default_rng([seed, k])``; then a run that was killed and started again
+gives bit for bit the parameters of one that was not (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+STATE = "state.safetensors"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Schedule of a run; all of it is stored with the state and must not change on resume."""
+
+    n_steps: int = 4000
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    final_fraction: float = 0.01
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    checkpoint_every: float = 120.0  # seconds
+    log_every: int = 50  # steps
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from the full rate down to ``final_fraction`` of it."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    x = (step - config.warmup) / max(config.n_steps - config.warmup, 1)
+    low = config.final_fraction
+    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(x, 1.0))))
+
+
+def train(
+    model: nn.Module,
+    make_batch: Callable[[np.random.Generator], Any],
+    losses: Callable[[nn.Module, Any, np.random.Generator, int], Sequence[Callable[[], Tensor]]],
+    config: LoopConfig,
+    folder: Path,
+    *,
+    workers: int = 1,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+    stop_after: int | None = None,
+) -> dict[str, Tensor]:
+    """Minimise the sum of ``losses`` and return the averaged parameters.
+
+    Parameters
+    ----------
+    make_batch : builds the data of one step; runs one step ahead in a thread of its own.
+    loss : (model, batch, rng, step) -> scalar.
+    losses : (model, batch, rng, step) -> terms of the loss as functions without arguments.
+    folder : state and log are kept here; an existing state is continued.
+    workers : threads that work on the terms; the result does not depend on their number, since
+        gradients are added in the order of the terms.
+    report : called with a row of the log every ``log_every`` steps.
+    stop_after : stop (after saving) once this many steps are done; for tests and time limits.
+
+    Raises
+    ------
+    ValueError : the folder holds the state of a run with another configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name, _ in model.named_parameters()]
+    parameters = [p for _, p in model.named_parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    average = [p.detach().clone() for p in parameters]
+    step, spent = _resume(folder, config, names, parameters, optimizer, average)
+    saved = time.monotonic()
+    started = time.monotonic() - spent
+    recent: list[float] = []
+    last = config.n_steps if stop_after is None else min(stop_after, config.n_steps)
+    pool = ThreadPoolExecutor(workers)
+    for rng, batch in _ahead(make_batch, config.seed, step, last):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        value = _gradients(pool, parameters, losses(model, batch, rng, step))
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        step += 1
+        # Short memory first, so that the average forgets the random start.
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for a, p in zip(average, parameters, strict=True):
+                a.lerp_(p, 1 - decay)
+        recent.append(value)
+        if step % config.log_every == 0 or step == last:
+            seconds = time.monotonic() - started
+            row = {"step": step, "loss": float(np.mean(recent)), "seconds": round(seconds, 1)}
+            recent.clear()
+            with (folder / LOG).open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+            report({**row, "n_steps": config.n_steps})
+        if time.monotonic() - saved > config.checkpoint_every or step == last:
+            _save(folder, config, step, time.monotonic() - started, names, parameters, optimizer, average)
+            saved = time.monotonic()
+    pool.shutdown()
+    return dict(zip(names, average, strict=True))
+
+
+def _gradients(
+    pool: ThreadPoolExecutor, parameters: list[nn.Parameter], terms: Sequence[Callable[[], Tensor]]
+) -> float:
+    """Set the gradients of the sum of ``terms``; returns its value."""
+
+    def one(term: Callable[[], Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+        value = term()
+        return float(value.detach()), torch.autograd.grad(value, parameters)
+
+    total = 0.0
+    sums = [torch.zeros_like(p) for p in parameters]
+    for value, gradients in pool.map(one, terms):
+        total += value
+        for s, g in zip(sums, gradients, strict=True):
+            s += g
+    for p, s in zip(parameters, sums, strict=True):
+        p.grad = s
+    return total
+
+
+def _ahead(
+    make_batch: Callable[[np.random.Generator], Any], seed: int, first: int, last: int
+) -> Iterator[tuple[np.random.Generator, Any]]:
+    """Batches of the steps [first, last), each prepared while the one before is used."""
+
+    def prepare(step: int) -> tuple[np.random.Generator, Any]:
+        rng = np.random.default_rng([seed, step])
+        return rng, make_batch(rng)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(prepare, first) if first < last else None
+        for step in range(first, last):
+            assert following is not None
+            current = following.result()
+            following = pool.submit(prepare, step + 1) if step + 1 < last else None
+            yield current
+
+
+def _save(
+    folder: Path,
+    config: LoopConfig,
+    step: int,
+    seconds: float,
+    names: list[str],
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, p, a in zip(names, parameters, average, strict=True):
+        state = optimizer.state[p]
+        tensors[f"model.{name}"] = p.detach()
+        tensors[f"average.{name}"] = a
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            tensors[f"{key}.{name}"] = state[key]
+    metadata = {"step": str(step), "seconds": repr(seconds), "config": json.dumps(asdict(config))}
+    partial = folder / (STATE + ".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+    os.replace(partial, folder / STATE)
+
+
+def _resume(
+    folder: Path,
+    config: LoopConfig,
+    names: list[str],
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
+) -> tuple[int, float]:
+    """Load an existing state into the arguments; returns the steps done and the seconds spent."""
+    path = folder / STATE
+    if not path.exists():
+        (folder / LOG).unlink(missing_ok=True)
+        return 0, 0.0
+    with safe_open(path, framework="pt") as state:
+        metadata = state.metadata()
+        before = json.loads(metadata["config"])
+        changed = [k for k, v in asdict(config).items() if before.get(k) != v and not k.endswith("_every")]
+        if changed:
+            raise ValueError(
+                f"{path} was trained with other settings ({', '.join(changed)}): "
+                "use the same settings to continue or another folder to start anew"
+            )
+        with torch.no_grad():
+            for name, p, a in zip(names, parameters, average, strict=True):
+                p.copy_(state.get_tensor(f"model.{name}"))
+                a.copy_(state.get_tensor(f"average.{name}"))
+                optimizer.state[p] = {
+                    key: state.get_tensor(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")
+                }
+    step = int(metadata["step"])
+    log = folder / LOG
+    if log.exists():  # rows after the saved state will be written again
+        rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+        log.write_text("".join(row + "\n" for row in rows))
+    return step, float(metadata["seconds"])

@@ -1,0 +1,1 @@
+"""Measuring structures: crystal labels, defects, pictures.  Nothing heavy is imported here."""

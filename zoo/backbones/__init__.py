@@ -1,0 +1,1 @@
+"""Networks: graph in, one vector per atom out.  They know nothing of noise or of denoising."""

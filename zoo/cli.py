@@ -1,0 +1,269 @@
+"""The command line: `zoo denoise`, `zoo list`, `zoo info`, `zoo demo`.
+
+Only what `zoo --help` needs is imported at the top; torch, ASE and OVITO are imported by the command
+that uses them.  Results go to stdout; progress, notes and errors to stderr.  A user's mistake is
+answered with one line and exit status 1, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo import __version__
+from zoo.errors import MissingExtraError, ZooError
+
+DEFAULT_CHECKPOINT = "denoiser-elements"
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="zoo",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # plain help: rich would double the time `zoo --help` takes
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zoo {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Pretrained models for atomistic simulation.
+
+    \b
+    Examples:
+      zoo demo                                  denoise a bundled MD snapshot near melting
+      zoo denoise run.dump -o clean.extxyz      denoise your own trajectory
+      zoo list                                  the released checkpoints
+      zoo info denoiser-elements                what one is for, and how well it does
+    """
+
+
+@app.command()
+def denoise(
+    input_file: Annotated[
+        Path, typer.Argument(metavar="IN", help="Structure or trajectory; any format ASE reads, or its .gz.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="Output file.  [default: <IN>-denoised.extxyz]"),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option("-c", "--checkpoint", metavar="NAME", help="Name from 'zoo list', or a folder.")
+    ] = DEFAULT_CHECKPOINT,
+    steps: Annotated[
+        int, typer.Option("-n", "--steps", min=1, help="Largest number of steps; fewer where it converges.")
+    ] = 10,
+    analyze: Annotated[
+        bool,
+        typer.Option(
+            "--analyze", help="Table of structures before and after; structure_type per atom in OUT."
+        ),
+    ] = False,
+    species: Annotated[
+        str | None,
+        typer.Option("--species", metavar="Al,Cu", help="Element of each LAMMPS type, in order."),
+    ] = None,
+    format_in: Annotated[
+        str | None,
+        typer.Option("--format-in", metavar="FORMAT", help="Format of IN if it is not recognised."),
+    ] = None,
+    format_out: Annotated[
+        str | None, typer.Option("--format-out", metavar="FORMAT", help="Format of OUT.  [default: by name]")
+    ] = None,
+    start: Annotated[int, typer.Option("--start", min=0, help="First frame, counted from 0.")] = 0,
+    stop: Annotated[int | None, typer.Option("--stop", min=1, help="Frame to stop before.")] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Take every n-th frame.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.  [default: torch's]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")] = False,
+) -> None:
+    """Take the thermal noise out of a structure or trajectory.
+
+    Frames are read, denoised and written one at a time.  Cell, species, arrays and constraints are
+    kept.  After Ctrl-C the finished frames are kept in OUT.
+
+    \b
+    Examples:
+      zoo denoise snapshot.extxyz
+      zoo denoise run.dump.gz --species Al,Cu -o clean.dump.gz
+      zoo denoise XDATCAR --start 100 --every 10 --analyze -o clean.extxyz
+    """
+    from zoo.denoise_command import Job, run
+
+    target = output if output is not None else default_output(input_file)
+    job = Job(
+        source=input_file,
+        target=target,
+        checkpoint=checkpoint,
+        steps=steps,
+        analyze=analyze,
+        species=None if species is None else species.split(","),
+        format_in=format_in,
+        format_out=format_out,
+        start=start,
+        stop=stop,
+        every=every,
+        overwrite=overwrite,
+        threads=threads,
+        quiet=quiet,
+    )
+    raise typer.Exit(run(job))
+
+
+def default_output(source: Path) -> Path:
+    """Where the denoised frames go when the user does not say: beside the current folder's files."""
+    name = source.name
+    for suffix in (".gz", ".bz2", ".xz"):
+        name = name.removesuffix(suffix)
+    # dump.melt.1000 and POSCAR keep their whole name, run.dump loses its suffix
+    stem = Path(name).stem if Path(name).suffix[1:].isalpha() else name
+    return Path(f"{stem}-denoised.extxyz")
+
+
+@app.command("list")
+def list_checkpoints() -> None:
+    """List the released checkpoints.
+
+    \b
+    Example:
+      zoo list
+    """
+    from rich.table import Table
+
+    from zoo.registry import records
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    for column in ("version", "kind", "licence", "for"):
+        table.add_column(column)
+    for record in records():
+        table.add_row(record.name, record.version, record.kind, record.license, record.summary)
+    _console().print(table)
+
+
+@app.command()
+def info(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name from 'zoo list', or a checkpoint folder.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show what a checkpoint is for and what was measured on it.
+
+    \b
+    Examples:
+      zoo info denoiser-elements
+      zoo info ./my-denoiser --json
+    """
+    from zoo.info_command import show
+
+    show(name, as_json=as_json, console=_console())
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the structures and picture go.")
+    ] = Path("zoo-demo"),
+) -> None:
+    """Denoise a bundled MD snapshot near melting; print a table, write structures and a picture.
+
+    \b
+    Example:
+      zoo demo -o demo
+    """
+    require_ovito()
+    from zoo.demo import run
+
+    raise typer.Exit(run(output, console=_console()))
+
+
+def require_ovito() -> None:
+    """Raise MissingExtraError unless OVITO can be imported; cheaper than finding out after the work."""
+    from importlib.util import find_spec
+
+    if find_spec("ovito") is None:
+        raise MissingExtraError('structure analysis needs OVITO: pip install "score-zoo[analysis]"')
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _fail(message: object) -> None:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0 success, 1 an error named in one line on stderr, 2 wrong usage, 130 interrupted, 141 the reader
+    of our output went away.
+    """
+    try:
+        status = _invoke(arguments)
+        sys.stdout.flush()
+        return status
+    except ZooError as exc:
+        _fail(exc)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more on exit; give it somewhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_BROKEN_PIPE
+    except MemoryError:
+        _fail("not enough memory for this structure")
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        _fail(f"{where}{exc.strerror or exc}")
+    return EXIT_ERROR
+
+
+def _invoke(arguments: Sequence[str] | None) -> int:
+    try:
+        status = app(args=arguments, prog_name="zoo", standalone_mode=False)
+    except Exception as exc:
+        # usage errors; their class has moved between releases of typer, their methods have not
+        message: Callable[[], str] | None = getattr(exc, "format_message", None)
+        if message is None:
+            raise
+        context = getattr(exc, "ctx", None)
+        text = " ".join(message().split())
+        if text and not type(exc).__name__.startswith("NoArgs"):
+            command = context.command_path if context is not None else "zoo"
+            _fail(f"{text.rstrip('.')} (see '{command} --help')")
+        else:
+            print(context.get_help() if context is not None else text, file=sys.stderr)
+        return EXIT_USAGE
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""What `zoo denoise` does: frames in, denoised frames out, one at a time, with progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import StructureError, ZooError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ase import Atoms
+
+INTERRUPTED = 130
+_REDRAW_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the user asked for; frames count from 0, ``stop`` is exclusive."""
+
+    source: Path
+    target: Path
+    checkpoint: str
+    steps: int = 10
+    analyze: bool = False
+    species: list[str] | None = None
+    format_in: str | None = None
+    format_out: str | None = None
+    start: int = 0
+    stop: int | None = None
+    every: int = 1
+    overwrite: bool = False
+    threads: int | None = None
+    quiet: bool = False
+
+
+def run(job: Job) -> int:
+    """Denoise a trajectory and return the exit status: 0, or 130 when interrupted.
+
+    Raises
+    ------
+    ZooError
+        One line; it says how many finished frames were kept, if any.
+    """
+    # Cheapest checks first: the names, the first frame, and only then the network.
+    from zoo.structures import FrameWriter
+
+    if job.stop is not None and job.stop <= job.start:
+        raise StructureError(f"no frame selected: --stop {job.stop} is not after --start {job.start}")
+    if job.analyze:
+        from zoo.cli import require_ovito
+
+        require_ovito()
+    writer = FrameWriter(job.target, job.format_out, source=job.source, overwrite=True)
+    if job.target.is_file() and not job.overwrite:
+        raise StructureError(f"{job.target} exists already; use --overwrite, or another name with -o")
+    meter = _Meter(job)
+    frames = _selected(job, meter)
+    try:
+        first = next(frames, None)
+        if first is None:
+            raise StructureError(f"no frame selected: {job.source} ends before frame {job.start}")
+        denoiser = _denoiser(job)
+        tally = _Tally() if job.analyze else None
+        with writer, meter:
+            _denoise_all(denoiser, first, frames, job, writer, meter, tally)
+    except KeyboardInterrupt:
+        print(f"interrupted: {_kept(writer, job)}", file=sys.stderr)
+        return INTERRUPTED
+    except ZooError as exc:
+        if not writer.n_frames or not job.target.exists():
+            raise
+        raise ZooError(f"{exc}; {_kept(writer, job)}") from None
+    meter.summary(job.target)
+    if tally is not None:
+        tally.show()
+    return 0
+
+
+def _denoiser(job: Job) -> Any:
+    if job.threads is not None:
+        import torch
+
+        torch.set_num_threads(job.threads)
+    from zoo.denoiser import Denoiser
+
+    return Denoiser.from_pretrained(job.checkpoint)
+
+
+def _kept(writer: Any, job: Job) -> str:
+    if not writer.n_frames:
+        return "no frame was finished, nothing was written"
+    frames = "1 finished frame is" if writer.n_frames == 1 else f"{writer.n_frames} finished frames are"
+    return f"{frames} kept in {job.target}"
+
+
+def _selected(job: Job, meter: _Meter) -> Iterator[tuple[int, Atoms]]:
+    from zoo.structures import check_structure, read_frames
+
+    frames = read_frames(job.source, job.format_in, job.species, on_read=meter.on_read)
+    for index, atoms in islice(enumerate(frames), job.start, job.stop, job.every):
+        check_structure(atoms, f"{job.source}, frame {index + 1}")
+        yield index, atoms
+
+
+def _denoise_all(
+    denoiser: Any,
+    first: tuple[int, Atoms],
+    rest: Iterator[tuple[int, Atoms]],
+    job: Job,
+    writer: Any,
+    meter: _Meter,
+    tally: _Tally | None,
+) -> None:
+    current: tuple[int, Atoms] | None = first
+    while current is not None:
+        index, atoms = current
+        meter.begin(len(atoms))
+        try:
+            denoised = denoiser.denoise(atoms, steps=job.steps, callback=meter.step)
+        except StructureError as exc:
+            raise StructureError(f"{job.source}, frame {index + 1}: {exc}") from None
+        if tally is not None:
+            tally.add(atoms, denoised)
+        writer.write(denoised)
+        meter.finish(int(denoised.info.get("denoise_steps", job.steps)))
+        current = next(rest, None)
+
+
+class _Tally:
+    """Structure fractions before and after, averaged over the frames."""
+
+    def __init__(self) -> None:
+        self._before: Counter[str] = Counter()
+        self._after: Counter[str] = Counter()
+        self._frames = 0
+
+    def add(self, atoms: Atoms, denoised: Atoms) -> None:
+        """Count one frame and label the atoms of the denoised one."""
+        from zoo.analysis.crystals import STRUCTURES, structure_fractions, structure_types
+
+        self._before.update(structure_fractions(structure_types(atoms)))
+        labels: np.ndarray[Any, Any] = structure_types(denoised)
+        self._after.update(structure_fractions(labels))
+        self._frames += 1
+        if "structure_type" in denoised.arrays:
+            del denoised.arrays["structure_type"]
+        denoised.set_array("structure_type", labels.astype(int))
+        denoised.info["structure_type_legend"] = ", ".join(f"{i} {name}" for i, name in enumerate(STRUCTURES))
+
+    def show(self) -> None:
+        """Print the table on stdout."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from zoo.analysis.crystals import STRUCTURES
+
+        of = "" if self._frames == 1 else f" (mean of {self._frames} frames)"
+        table = Table(box=None, pad_edge=False)
+        table.add_column(f"structure{of}", no_wrap=True)
+        table.add_column("before", justify="right")
+        table.add_column("after", justify="right")
+        for name in (*STRUCTURES[1:], STRUCTURES[0]):
+            before, after = self._before[name] / self._frames, self._after[name] / self._frames
+            if before or after:
+                table.add_row(name, _percent(before), _percent(after))
+        Console().print(table)
+
+
+def _percent(share: float) -> str:
+    # Rounded down: one atom in ten thousand must not disappear in a 100 %.
+    return f"{int(share * 1e4 + 1e-6) / 100:.2f} %"
+
+
+class _Meter:
+    """Progress on a terminal, and the figures for the summary line.
+
+    Without ``--stop`` the number of frames is not known before the end of the file, so the bar shows
+    the share of the file that has been read, advanced within a frame by the steps done.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._read = (0, 1)
+        self._share_before = 0.0
+        self._progress: Any = None
+        self._task: Any = None
+        self._frames = 0
+        self._atoms = 0
+        self._atom_steps = 0
+        self._now = 0
+        self._started = 0.0
+        self._working = 0.0
+        self._drawn = 0.0
+
+    def on_read(self, done: int, size: int) -> None:
+        """Bytes read so far and size of the input file."""
+        self._read = (done, max(size, 1))
+
+    def __enter__(self) -> _Meter:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not self._job.quiet and console.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("frame {task.fields[frame]}"),
+                BarColumn(),
+                TextColumn("step {task.fields[step]}/" + str(self._job.steps)),
+                TextColumn("{task.fields[rate]} atoms/s"),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("denoise", total=1.0, frame=1, step=0, rate="-")
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def begin(self, n_atoms: int) -> None:
+        """A frame starts."""
+        self._now = n_atoms
+        self._started = time.perf_counter()
+        self._draw(0, force=True)
+
+    def step(self, step: int, positions: Any, displacement: float) -> None:
+        """A step of the current frame is done (the denoiser's callback)."""
+        self._draw(step)
+
+    def finish(self, steps: int) -> None:
+        """The frame is done and written, after that many steps."""
+        self._working += time.perf_counter() - self._started
+        self._frames += 1
+        self._atoms += self._now
+        self._atom_steps += self._now * steps
+        self._now = 0
+        self._share_before = self._share()
+
+    def _share(self) -> float:
+        if self._job.stop is None:
+            return self._read[0] / self._read[1]
+        wanted = len(range(self._job.start, self._job.stop, self._job.every))
+        # the frame under way counts, as it does in the bytes read
+        return (self._frames + (self._now > 0)) / wanted
+
+    def _draw(self, step: int, force: bool = False) -> None:
+        if self._progress is None:
+            return
+        now = time.perf_counter()
+        if not force and now - self._drawn < _REDRAW_SECONDS:
+            return
+        self._drawn = now
+        within = step / self._job.steps
+        busy = self._working + now - self._started
+        done = self._atoms + self._now * within
+        self._progress.update(
+            self._task,
+            completed=self._share_before + (self._share() - self._share_before) * within,
+            frame=self._frames + 1,
+            step=step,
+            rate=f"{done / busy:,.0f}" if busy > 0 and done else "-",
+        )
+
+    def summary(self, target: Path) -> None:
+        """One line on stderr: what was done, how fast, and where it is."""
+        if self._job.quiet:
+            return
+        seconds = max(self._working, 1e-9)
+        frames = "1 frame" if self._frames == 1 else f"{self._frames} frames"
+        mean_steps = self._atom_steps / max(self._atoms, 1)
+        print(
+            f"{frames}, {self._atoms:,} atoms, {mean_steps:.3g} steps: {seconds:.1f} s "
+            f"({self._atoms / seconds:,.0f} atoms/s), written to {target}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,297 @@
+"""The denoiser: thermal vibration out, structure and defects kept.
+
+Hsu, Sadigh, Bertin, Park, Chapman, Bulatov & Zhou, npj Comput. Mater. 10, 155 (2024)
+(arXiv:2212.02421): a network trained on noised perfect lattices predicts every atom's displacement
+from its site; applying it a few times, neighbours searched anew each time, leaves the lattice.
+
+Two rules of ours turn that into a process that stops by itself.  Vibration is homogeneous: after
+the first prediction the noise level sigma is known from the median displacement of the whole
+frame, and no atom may move further than ``clip * sigma`` in that step, since what wants to is
+structure (a surface, a boundary), not vibration.  The bound shrinks by ``decay`` with every step,
+so that the total displacement is at most ``clip * sigma / (1 - decay)``; where there is no noise
+nothing moves, and steps end when the mean displacement falls below ``tolerance``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ase import Atoms
+from ase.constraints import FixAtoms
+from torch import nn
+
+from zoo import checkpoint
+from zoo.backbones.moments import Moments, MomentsConfig
+from zoo.errors import CheckpointError, StructureError
+from zoo.graph import neighbor_graph
+from zoo.scale import length_scale
+from zoo.structures import check_structure
+
+Array = npt.NDArray[np.float64]
+Callback = Callable[[int, Array, float], None]
+
+#: Median length of a vector of three unit normal components.
+_MEDIAN_LENGTH = 1.5382
+
+BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"moments": (MomentsConfig, Moments)}
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Everything but the weights that a denoiser is.
+
+    Parameters
+    ----------
+    name, version : of the checkpoint.
+    lattices : the structures it was trained to restore.
+    backbone, architecture : name and arguments of the network.
+    scale : how lengths are normalised; "atomic-volume" is the only rule so far.
+    clip, decay : bound on a step's displacement, see the module's text.
+    tolerance : mean displacement, in length scales, at which denoising has converged.
+    largest_noise : largest noise seen in training, in nearest-neighbour distances per component.
+    """
+
+    name: str
+    version: str
+    lattices: tuple[str, ...] = ()
+    backbone: str = "moments"
+    architecture: dict[str, Any] = field(default_factory=dict)
+    scale: str = "atomic-volume"
+    clip: float = 5.0
+    decay: float = 0.75
+    tolerance: float = 1e-3
+    largest_noise: float = 0.17
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as in ``config.json``."""
+        return {
+            **asdict(self),
+            "lattices": list(self.lattices),
+            "kind": "denoiser",
+            "units": {"length": "angstrom", "network": "cube root of the atomic volume"},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DenoiserConfig:
+        """Read the JSON form strictly.
+
+        Raises
+        ------
+        CheckpointError : a key is missing, unknown or of the wrong kind.
+        """
+        known = {f.name for f in fields(cls)}
+        extra = {"kind", "units", "format_version", "weights_sha256"}
+        unknown = sorted(set(data) - known - extra)
+        missing = sorted({"name", "version", "backbone", "architecture"} - set(data))
+        if unknown or missing:
+            raise CheckpointError(
+                f"config.json of a denoiser: {_listed('unknown', unknown)}{_listed('missing', missing)}"
+                "upgrade score-zoo or fetch the checkpoint again"
+            )
+        config = cls(
+            **{k: v for k, v in data.items() if k in known and k != "lattices"},
+            lattices=tuple(data.get("lattices", ())),
+        )
+        if config.backbone not in BACKBONES:
+            raise CheckpointError(f"unknown backbone {config.backbone!r} in config.json: upgrade score-zoo")
+        if config.scale != "atomic-volume":
+            raise CheckpointError(f"unknown scale rule {config.scale!r} in config.json: upgrade score-zoo")
+        numbers = (config.clip, config.decay, config.tolerance, config.largest_noise)
+        if (
+            not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in numbers)
+            or config.decay >= 1
+        ):
+            raise CheckpointError(
+                "config.json: clip, decay, tolerance and largest_noise must be positive, and decay below 1"
+            )
+        return config
+
+    def build(self) -> nn.Module:
+        """An untrained network of this architecture.
+
+        Raises
+        ------
+        CheckpointError : the architecture's arguments do not fit the backbone.
+        """
+        config_type, network_type = BACKBONES[self.backbone]
+        try:
+            return network_type(config_type(**self.architecture))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"config.json: architecture does not fit backbone {self.backbone!r}: {error}"
+            ) from None
+
+
+def _listed(what: str, names: list[str]) -> str:
+    return f"{what} {', '.join(names)}; " if names else ""
+
+
+class Denoiser:
+    """A pretrained denoiser of crystal snapshots.
+
+    >>> clean = Denoiser.from_pretrained("denoiser-elements").denoise(atoms)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        network: nn.Module,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        card: str = "",
+    ) -> None:
+        self.config = config
+        self.network = network.eval().requires_grad_(False)
+        # In units of the length scale; a default of the architecture unless the config says otherwise.
+        self.cutoff = float(getattr(network, "cutoff"))  # noqa: B009
+        self.metrics = dict(metrics or {})
+        self.card = card
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "denoiser-elements") -> Denoiser:
+        """Load a checkpoint by registry name, ``name@version`` or folder.
+
+        Raises
+        ------
+        CheckpointError : the folder is damaged, of a newer format, or not a denoiser.
+        UnknownCheckpointError : no such folder or name; close matches are offered.
+        """
+        folder, record = checkpoint.resolve(name_or_path)
+        stored = checkpoint.load(folder, kind="denoiser", sha256=record.sha256 if record else None)
+        config = DenoiserConfig.from_dict(stored.config)
+        network = config.build()
+        state = network.state_dict()
+        checkpoint.check_weights({k: tuple(v.shape) for k, v in state.items()}, stored.weights, str(folder))
+        network.load_state_dict(stored.weights, strict=True)
+        return cls(config, network, metrics=stored.metrics, card=stored.card)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the checkpoint folder; an interruption leaves the old one or the new one, never a mixture.
+
+        Raises
+        ------
+        CheckpointError : the folder cannot be written.
+        """
+        return checkpoint.save(
+            folder, self.config.to_dict(), self.network.state_dict(), metrics=self.metrics, card=self.card
+        )
+
+    def denoise(self, atoms: Atoms, steps: int = 10, callback: Callback | None = None) -> Atoms:
+        """A copy of ``atoms`` without its thermal vibration.
+
+        Parameters
+        ----------
+        atoms : any species, any mixture of periodic and free axes; atoms held by ``FixAtoms`` stay.
+        steps : at most so many steps; fewer if it has converged.
+        callback : called after every step with (step from 1, positions (n_atoms, 3) Å, mean
+            displacement of the step in Å).
+
+        Returns
+        -------
+        A new object with every array, the cell, pbc, constraints and info of the input.  Results of
+        a calculator belong to the old positions and are left out.  ``info`` gains
+        ``denoise_mean_displacement`` (Å, one per step taken), ``denoise_steps``,
+        ``denoise_converged`` and ``denoise_checkpoint``.
+
+        Raises
+        ------
+        StructureError : unusable structure (NaN, no cell with pbc, coincident atoms, ...) or steps < 1.
+        """
+        if steps < 1:
+            raise StructureError(f"steps is {steps}: at least one step is needed")
+        check_structure(atoms)
+        result = atoms.copy()
+        moved: list[float] = []
+        positions = atoms.get_positions()
+        converged = False
+        for step in self._steps(atoms, steps):
+            positions = step.positions
+            moved.append(step.mean)
+            converged = step.converged
+            if callback is not None:
+                callback(len(moved), positions, step.mean)
+        result.set_positions(positions, apply_constraint=False)
+        result.info.update(
+            denoise_mean_displacement=moved,
+            denoise_steps=len(moved),
+            denoise_converged=converged,
+            denoise_checkpoint=f"{self.config.name}@{self.config.version}",
+        )
+        return result
+
+    def denoise_trajectory(
+        self, frames: Iterable[Atoms], steps: int = 10, callback: Callback | None = None
+    ) -> Iterator[Atoms]:
+        """Denoise frame after frame, reading the next one only when it is asked for.
+
+        Raises
+        ------
+        StructureError : as `denoise`, naming the frame (from 0).
+        """
+        for index, atoms in enumerate(frames):
+            try:
+                yield self.denoise(atoms, steps, callback)
+            except StructureError as error:
+                raise StructureError(f"frame {index}: {error}") from error
+
+    def _steps(self, atoms: Atoms, steps: int) -> Iterator[_Step]:
+        positions = atoms.get_positions()
+        cell, pbc = atoms.cell[:], atoms.pbc
+        scale = length_scale(positions, cell, pbc)
+        held = _held(atoms)
+        bound = math.inf
+        for k in range(steps):
+            displacement = self.displacement(positions, cell, pbc, scale)
+            displacement[held] = 0.0
+            if not held.any():
+                displacement -= displacement.mean(0)  # vibration leaves the centre of mass where it is
+            length = np.linalg.norm(displacement, axis=1)
+            if k == 0:
+                sigma = float(np.median(length[~held])) / _MEDIAN_LENGTH if not held.all() else 0.0
+                bound = self.config.clip * sigma
+            displacement *= np.minimum(1.0, bound / np.maximum(length, 1e-12))[:, None]
+            bound *= self.config.decay
+            positions = positions + displacement
+            mean = float(np.linalg.norm(displacement, axis=1).mean())
+            converged = mean < self.config.tolerance * scale
+            yield _Step(positions, mean, converged)
+            if converged:
+                return
+
+    def displacement(self, positions: Array, cell: Array, pbc: npt.ArrayLike, scale: float) -> Array:
+        """The network's prediction (n_atoms, 3) in Å of the way back to the lattice.
+
+        The score of the noised distribution is this over sigma squared (Tweedie's formula).
+        """
+        graph = neighbor_graph(positions, cell, pbc, self.cutoff, scale)
+        with torch.inference_mode():
+            prediction: Array = self.network(graph).numpy().astype(np.float64)
+        return prediction * scale
+
+
+@dataclass(frozen=True)
+class _Step:
+    positions: Array
+    mean: float
+    converged: bool
+
+
+def _held(atoms: Atoms) -> npt.NDArray[np.bool_]:
+    """Atoms that a ``FixAtoms`` constraint holds in place."""
+    held = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            held[constraint.index] = True
+    return held

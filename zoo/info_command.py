@@ -1,0 +1,106 @@
+"""What `zoo info` prints: facts from the record and the config, measurements from metrics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MOST_ROWS = 16
+_MOST_COLUMNS = 8
+
+
+def show(name: str, *, as_json: bool, console: Console) -> None:
+    """Print the facts of a checkpoint.
+
+    Raises
+    ------
+    UnknownCheckpointError : neither a registry name nor a folder.
+    CheckpointError : the folder is damaged.
+    """
+    from dataclasses import asdict
+
+    from zoo import checkpoint
+
+    folder, record = checkpoint.resolve(name)
+    config = checkpoint.read_config(folder)
+    metrics = checkpoint.read_metrics(folder)
+    if as_json:
+        everything = {
+            "folder": str(folder),
+            "record": None if record is None else asdict(record),
+            "config": config,
+            "metrics": metrics,
+        }
+        print(json.dumps(everything, indent=2, ensure_ascii=False))
+        return
+    console.print(_facts(folder, record, config))
+    for title, section in _sections(metrics):
+        console.print()
+        _show_section(title, section, console)
+    if record is not None:
+        console.print(f"\nload it: Denoiser.from_pretrained({record.name!r})", highlight=False)
+    else:
+        console.print(f"\ncard: {escape(str(folder / checkpoint.CARD))}", highlight=False, soft_wrap=True)
+
+
+def _facts(folder: Path, record: Any, config: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    facts: dict[str, Any] = {"name": config.get("name"), "version": config.get("version")}
+    if record is not None:
+        facts |= {"for": record.summary, "licence": record.license, "hub": record.repo}
+        facts |= {"made by": record.recipe}
+    skipped = {"name", "version", "format_version"}
+    facts |= {key.replace("_", " "): _text(value) for key, value in config.items() if key not in skipped}
+    facts["folder"] = folder
+    for key, value in facts.items():
+        if value is not None:
+            table.add_row(key, escape(str(value)))
+    return table
+
+
+def _sections(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    sections = metrics.get("sections", {})
+    if not isinstance(sections, Mapping):
+        return []
+    return [(str(title), body) for title, body in sections.items() if isinstance(body, Mapping)]
+
+
+def _show_section(title: str, section: Mapping[str, Any], console: Console) -> None:
+    rows = section.get("results", [])
+    rows = [rows] if isinstance(rows, Mapping) else rows
+    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, Sequence) else []
+    when = f", {section['date']}" if "date" in section else ""
+    console.print(
+        f"[bold]{escape(title)}[/bold] measured by: {escape(str(section.get('command', '?')))}{when}"
+    )
+    if not rows:
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))[:_MOST_COLUMNS]
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(escape(str(column).replace("_", " ")))
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(*(escape(_text(row.get(column, ""))) for column in columns))
+    console.print(table)
+    if len(rows) > _MOST_ROWS:
+        console.print(f"... and {len(rows) - _MOST_ROWS} more rows: zoo info --json", highlight=False)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(inner) for inner in value)
+    return str(value)
