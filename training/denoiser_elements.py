@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     with Progress(
         TextColumn("step {task.completed}/{task.total}"), BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        TextColumn("loss {task.fields[loss]:.4f}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console,
     ) as progress:  # fmt: skip
         bar = progress.add_task("train", total=loop.n_steps, loss=float("nan"))
 

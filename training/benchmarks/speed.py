@@ -126,9 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for r in rows:
+        ptm = f"{r['times_ptm']:.2f}" if "times_ptm" in r else ""
         table.add_row(
-            f"{r['atoms']:,}", str(r["threads"]), f"{r['us_per_atom_step']:.1f}", f"{r['neighbour_share']:.0%}",
-            f"{r['peak_memory_mib']:,.0f}", f"{r['times_reference']:.1f}", f"{r.get('times_ptm', float('nan')):.2f}",
+            f"{r['atoms']:,}", str(r["threads"]), f"{r['us_per_atom_step']:.1f}",
+            f"{r['neighbour_share']:.0%}", f"{r['peak_memory_mib']:,.0f}", f"{r['times_reference']:.1f}", ptm,
         )  # fmt: skip
     console.print(table)
     single = [r for r in rows if r["threads"] == args.threads[0]]

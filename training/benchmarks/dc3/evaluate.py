@@ -5,7 +5,9 @@
 
 Per material and temperature, over all snapshots: the share of atoms that get the right label from
 raw adaptive CNA, from raw polyhedral template matching, from zoo's combination of classifiers on
-the raw snapshot, and from the same combination after denoising.  For the liquid the share of atoms
+the raw snapshot, and from the same combination after denoising.  Where a snapshot has been quenched
+(`quench`), also the share of atoms that are real defects, and how many of the atoms that the quench
+finds crystalline the denoised snapshot gets right.  For the liquid the share of atoms
 that get any crystalline label (smaller is better) and the first peak of g(r), before and after.
 """
 
@@ -20,11 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.io import read
 from rich.console import Console
 from rich.table import Table
 
 from training.benchmarks.dc3.materials import LIQUID, MATERIALS, Material
-from training.benchmarks.dc3.md import ratios, snapshots
+from training.benchmarks.dc3.md import ratios, run_folder, snapshot_files
+from training.benchmarks.dc3.quench import quenched_path
 from zoo.analysis.crystals import STRUCTURES, adaptive_cna, ptm, radial_distribution, structure_types
 from zoo.denoiser import Denoiser
 from zoo.scale import length_scale
@@ -37,31 +41,55 @@ def share(labels: np.ndarray, structure: str) -> float:
     return float(np.mean(labels == STRUCTURES.index(structure)))
 
 
-def first_peak(atoms: Atoms) -> tuple[float, float]:
-    """Position (Å) and height of the first peak of g(r)."""
-    scale = length_scale(atoms.positions, atoms.cell[:], atoms.pbc)
-    r, g = radial_distribution(atoms, 2.5 * scale, 125)
-    best = int(np.argmax(g))
-    return float(r[best]), float(g[best])
+def radial(atoms: Atoms, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """g(r) up to 3 length scales in 90 bins: r (Å) and g."""
+    return radial_distribution(atoms, 3.0 * scale, 90)
+
+
+def melt(pairs: list[tuple[Atoms, Atoms]]) -> dict[str, Any]:
+    """The radial distribution function of the melt before and after, mean over frames."""
+    frame = pairs[0][0]
+    scale = length_scale(frame.positions, frame.cell[:], frame.pbc)  # one r axis for all frames
+    r = radial(frame, scale)[0]
+    before, after = (np.mean([radial(pair[k], scale)[1] for pair in pairs], axis=0) for k in (0, 1))
+    return {
+        "rdf_peak_A": float(r[np.argmax(before)]),
+        "rdf_height": float(before.max()),
+        "rdf_peak_after_A": float(r[np.argmax(after)]),
+        "rdf_height_after": float(after.max()),
+        "rdf_r_A": r.round(3).tolist(),
+        "rdf_before": before.round(3).tolist(),
+        "rdf_after": after.round(3).tolist(),
+    }
 
 
 def evaluate(
-    denoiser: Denoiser, material: Material, ratio: float, frames: list[Atoms], steps: int
+    denoiser: Denoiser,
+    material: Material,
+    ratio: float,
+    frames: list[Atoms],
+    quenched_frames: list[Atoms | None],
+    steps: int,
 ) -> dict[str, Any]:
     """One row of the table; fractions are per atom over all frames."""
     structure = "liquid" if ratio == LIQUID else material.structure
     raw_cna, raw_ptm, raw, after, taken, moved = [], [], [], [], [], []
-    peaks = []
-    for frame in frames:
+    pairs, quenches = [], []
+    for frame, quenched in zip(frames, quenched_frames, strict=True):
         clean = denoiser.denoise(frame, steps)
         raw_cna.append(share(adaptive_cna(frame), structure))
         raw_ptm.append(share(ptm(frame), structure))
         raw.append(share(structure_types(frame), structure))
-        after.append(share(structure_types(clean), structure))
+        labels = structure_types(clean)
+        after.append(share(labels, structure))
+        if quenched is not None:
+            perfect = structure_types(quenched) == STRUCTURES.index(structure)
+            right = labels == STRUCTURES.index(structure)
+            quenches.append((float(np.mean(~perfect)), float(np.mean(right[perfect]))))
         taken.append(clean.info["denoise_steps"])
         moved.append(float(np.linalg.norm(clean.positions - frame.positions, axis=1).mean()))
         if structure == "liquid":
-            peaks.append(first_peak(frame) + first_peak(clean))
+            pairs.append((frame, clean))
     row: dict[str, Any] = {
         "material": material.key,
         "structure": structure,
@@ -71,6 +99,7 @@ def evaluate(
         "state": {1.0: "Tm", LIQUID: "liquid"}.get(ratio, "Tml"),
         "n_snapshots": len(frames),
         "n_atoms": len(frames[0]),
+        "atoms": sum(map(len, frames)),
         "first_snapshot_ps": frames[0].info["time_ps"],
         "last_snapshot_ps": frames[-1].info["time_ps"],
         "raw_cna": float(np.mean(raw_cna)),
@@ -82,10 +111,12 @@ def evaluate(
         "steps": float(np.mean(taken)),
         "mean_displacement_A": float(np.mean(moved)),
     }
+    if quenches:
+        row["n_quenched"] = len(quenches)
+        row["real_defects"], row["right_where_quench_is"] = np.mean(quenches, axis=0).tolist()
     if structure == "liquid":
         del row["wrong_atoms"]
-        p = np.mean(peaks, axis=0)
-        row |= {"rdf_peak_A": p[0], "rdf_height": p[1], "rdf_peak_after_A": p[2], "rdf_height_after": p[3]}
+        row |= melt(pairs)
     return row
 
 
@@ -101,6 +132,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
         "combined",
         "denoised",
         "worst",
+        "vs quench",
         "steps",
     ):
         out.add_column(column, justify="left" if column in ("material", "structure") else "right")
@@ -108,7 +140,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
         out.add_row(
             r["material"], r["structure"], f"{r['t_over_tm']:.2f}", str(r["n_atoms"] * r["n_snapshots"]),
             f"{r['raw_cna']:.2%}", f"{r['raw_ptm']:.2%}", f"{r['raw_combined']:.2%}",
-            f"{r['denoised']:.3%}", f"{r['worst_snapshot']:.3%}", f"{r['steps']:.1f}",
+            f"{r['denoised']:.3%}", f"{r['worst_snapshot']:.3%}",
+            f"{r['right_where_quench_is']:.3%}" if "right_where_quench_is" in r else "", f"{r['steps']:.1f}",
         )  # fmt: skip
     return out
 
@@ -135,10 +168,13 @@ def main(argv: list[str] | None = None) -> int:
     for key in args.material:
         material = MATERIALS[key]
         for ratio, state in zip(ratios(material), ("Tm", "Tml", "liquid"), strict=True):
-            frames = snapshots(args.data, key, ratio)[: args.at_most] if state in args.state else []
-            if not frames:
+            files = snapshot_files(run_folder(args.data, key, ratio))[: args.at_most]
+            if state not in args.state or not files:
                 continue
-            rows.append(evaluate(denoiser, material, ratio, frames, args.steps))
+            frames = [read(path) for path in files]
+            others = [quenched_path(path) for path in files]
+            quenched = [read(path) if path.exists() else None for path in others]
+            rows.append(evaluate(denoiser, material, ratio, frames, quenched, args.steps))
             r = rows[-1]
             console.print(
                 f"{key} {ratio:.2f} raw {r['raw_combined']:.2%} -> {r['denoised']:.3%} in {r['steps']:.1f}",

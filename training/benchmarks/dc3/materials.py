@@ -27,8 +27,9 @@ class Material:
     structure : the label a perfect classifier gives every atom of the crystal.
     unit_cell : builds the orthogonal unit cell (an ``ase.Atoms`` with pbc everywhere).
     cells : how often the unit cell is repeated along each axis.
-    pair_style, pair_coeff : LAMMPS commands; ``{potentials}`` is the folder of parameter files.
+    pair_style, pair_coeff : LAMMPS commands; ``{name}`` stands for the parameter file of that name.
     kspace_style : long-range solver or ``None``.
+    liquid_pressure : bar; zero by the protocol, more where the melt boils at 1.60 Tm.
     melting_point : Tm in K.
     metastability_limit : T_ml / Tm, the highest superheating at which the crystal survives.
     """
@@ -44,6 +45,7 @@ class Material:
     kspace_style: str | None = None
     atom_style: str = "atomic"
     charges: tuple[tuple[str, float], ...] = ()
+    liquid_pressure: float = 0.0
 
     @property
     def elements(self) -> list[str]:
@@ -76,24 +78,24 @@ MATERIALS: dict[str, Material] = {
     for m in (
         Material(
             "Al", "fcc", lambda: _cubic("Al", "fcc", 4.0), (8, 8, 8),
-            "eam/fs", ("* * {potentials}/Al1.eam.fs Al",), 933.0, 1.16,
+            "eam/fs", ("* * {Al1.eam.fs} Al",), 933.0, 1.16,
         ),
         Material(
             "Fe", "bcc", lambda: _cubic("Fe", "bcc", 2.9), (10, 10, 10),
-            "eam/fs", ("* * {potentials}/Fe_2.eam.fs Fe",), 1811.0, 1.08,
+            "eam/fs", ("* * {Fe_2.eam.fs} Fe",), 1811.0, 1.08,
         ),
         Material(
             "Ti", "hcp", lambda: _hcp("Ti", 3.0), (11, 7, 7),
-            "meam/spline", ("* * {potentials}/Ti.meam.spline Ti",), 1941.0, 1.16,
+            "meam/spline", ("* * {Ti.meam.spline} Ti",), 1941.0, 1.16,
         ),
         Material(
             "Si", "cubic diamond", lambda: _cubic("Si", "diamond", 5.5), (6, 6, 6),
-            "edip", ("* * {potentials}/Si.edip Si",), 1687.0, 1.16,
+            "edip", ("* * {Si.edip} Si",), 1687.0, 1.16,
         ),
         # mW is a one-site water: ASE knows it as oxygen, the mass is that of the molecule.
         Material(
             "mW", "hexagonal diamond", lambda: _hexagonal_diamond("O", 4.4), (9, 5, 6),
-            "sw", ("* * {potentials}/mW.sw mW",), 273.0, 1.32,
+            "sw", ("* * {mW.sw} mW",), 273.0, 1.32,
         ),
         # DC3 used Ewald sums; particle mesh at the same accuracy gives the same forces, faster.
         Material(
@@ -109,20 +111,20 @@ MATERIALS: dict[str, Material] = {
         ),
         Material(
             "Ar", "fcc", lambda: _cubic("Ar", "fcc", 5.26), (8, 8, 8),
-            "lj/cut 10.2", ("* * 0.010341 3.4",), 83.8, 1.12,
+            "lj/cut 10.2", ("* * 0.010341 3.4",), 83.8, 1.12, liquid_pressure=500.0,
         ),
         Material(
             "Li", "bcc", lambda: _cubic("Li", "bcc", 3.51), (10, 10, 10),
-            "snap", ("* * {potentials}/Li_Zuo_JPCA2020.snapcoeff {potentials}/Li_Zuo_JPCA2020.snapparam Li",),
+            "snap", ("* * {Li_Zuo_JPCA2020.snapcoeff} {Li_Zuo_JPCA2020.snapparam} Li",),
             454.0, 1.20,
         ),
         Material(
             "Mg", "hcp", lambda: _hcp("Mg", 3.21), (11, 7, 7),
-            "eam/fs", ("* * {potentials}/Mg_mm.eam.fs Mg",), 923.0, 1.16,
+            "eam/fs", ("* * {Mg_mm.eam.fs} Mg",), 923.0, 1.16, liquid_pressure=5000.0,
         ),
         Material(
             "Ge", "cubic diamond", lambda: _cubic("Ge", "diamond", 5.66), (6, 6, 6),
-            "tersoff", ("* * {potentials}/Ge.tersoff Ge",), 1211.0, 1.32,
+            "tersoff", ("* * {Ge.tersoff} Ge",), 1211.0, 1.32,
         ),
     )
 }  # fmt: skip

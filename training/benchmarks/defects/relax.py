@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_masses
 
-from training.benchmarks.dc3.md import _load_lammps, potentials_folder
+from training.benchmarks.dc3.md import load_lammps, potentials_folder
 
 POTENTIALS = {
     "Cu": ("eam/alloy", "Cu_mishin1.eam.alloy"),
@@ -62,7 +62,7 @@ def relaxed(
 def _minimise(
     atoms: Atoms, symbol: str, style: str, name: str, anneal: tuple[float, float] | None
 ) -> tuple[np.ndarray[Any, Any], float]:
-    lmp = _load_lammps()
+    lmp = load_lammps()
     low = np.where(atoms.pbc, 0.0, atoms.positions.min(axis=0) - 20.0)
     high = np.where(atoms.pbc, atoms.cell.lengths(), atoms.positions.max(axis=0) + 20.0)
     if not np.allclose(atoms.cell.array, np.diag(atoms.cell.lengths())):
