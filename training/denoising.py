@@ -1,9 +1,11 @@
 """The denoising objective: what a step of training a denoiser consists of.
 
 A batch is a set of noised structures (`training.lattices`); the network sees the noised one and
-must return the displacement back to the structure before the noise.  In half of the steps the
-network is first applied to its own input once or twice without gradients, so that it also learns
-to finish what it began: residual errors after a step are not Gaussian.
+must return the displacement back to the structure before the noise.  For half of the structures the
+network is first applied one to three times without gradients, so that it also learns to finish what
+it began: residual errors after a step are not Gaussian.  As in use, it is then told the median
+displacement of its previous step, from which it can know how calm the structure as a whole already
+is: what is disordered within a calm crystal is a defect, not noise.
 """
 
 from __future__ import annotations
@@ -67,14 +69,16 @@ def denoising_losses(
     """
 
     def term(model: nn.Module, b: Noised, n_before: int, n_atoms: int) -> Tensor:
-        positions, graph = b.positions, b.graph
-        for _ in range(n_before):
+        positions, graph, context = b.positions, b.graph, None
+        for _ in range(n_before):  # as `zoo.denoiser` does it
             with torch.no_grad():
-                positions = positions + model(graph).numpy()
+                moved = model(graph, context).numpy()
+            positions = positions + moved
+            context = float(np.median(np.linalg.norm(moved, axis=1)))
             graph = neighbor_graph(positions, b.sample.cell, b.sample.pbc, cutoff)
         target = b.sample.positions - positions
         target -= target.mean(0)  # nobody can know a common translation
-        error: Tensor = model(graph) - torch.from_numpy(target.astype(np.float32))
+        error: Tensor = model(graph, context) - torch.from_numpy(target.astype(np.float32))
         weight = 1 / (3 * n_atoms * (b.sigma**2 + config.error_floor**2))
         return torch.sum(error.square()) * weight
 
@@ -82,8 +86,8 @@ def denoising_losses(
         model: nn.Module, batch: list[Noised], rng: np.random.Generator, step: int
     ) -> list[Callable[[], Tensor]]:
         n_atoms = sum(len(b.positions) for b in batch)
-        # One or two steps of the network's own first, in two of five structures.
-        before = [int(rng.integers(-2, 3)) if step >= config.rollout_after else 0 for _ in batch]
+        # One to three steps of the network's own first, in half of the structures.
+        before = [max(int(rng.integers(-2, 4)), 0) if step >= config.rollout_after else 0 for _ in batch]
         return [partial(term, model, b, n, n_atoms) for b, n in zip(batch, before, strict=True)]
 
     return losses

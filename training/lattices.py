@@ -27,7 +27,8 @@ LATTICES = ("fcc", "bcc", "hcp", "simple cubic", "cubic diamond", "hexagonal dia
 class Sample:
     """A structure before its noise; ``positions`` (n, 3) and ``cell`` in units of the length scale.
 
-    ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing.
+    ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing,
+    ``calm`` True where noise is kept low.
     """
 
     positions: Array
@@ -35,6 +36,7 @@ class Sample:
     pbc: npt.NDArray[np.bool_]
     spacing: float
     ordered: bool = True
+    calm: bool = False
 
 
 def conventional(lattice: str) -> Atoms:
@@ -153,12 +155,11 @@ def _rotation(rng: np.random.Generator) -> Array:
 
 
 def ball_sample(lattice: str, rng: np.random.Generator, radius: float = 3.7) -> Sample:
-    """A ball of one or of two grains meeting in a plane; gaps and overlaps are left to the packing."""
+    """A ball of one grain, or of two that meet in a plane and are relaxed by springs."""
     unit = conventional(lattice)
-    heights = unit.cell.lengths()
-    n = np.ceil(2 * (radius + 1.5) / heights).astype(int)
+    n = np.ceil(2 * (radius + 1.5) / unit.cell.lengths()).astype(int)
     grains = []
-    two = rng.random() < 0.75
+    two = rng.random() < 0.85
     for side in (1, -1) if two else (0,):
         block = unit.repeat(n).positions @ strain(rng, 0.01, 0.02)
         block = block - block.mean(0) + rng.normal(0, 0.5, 3)
@@ -170,9 +171,34 @@ def ball_sample(lattice: str, rng: np.random.Generator, radius: float = 3.7) -> 
     positions = np.concatenate(grains)
     d = spacing_of(lattice)
     if two:
-        positions = _without_overlaps(positions, 0.72 * d)
-        positions = spread(positions, np.eye(3), np.zeros(3, bool), 0.92 * d, 8)
-    return Sample(positions, np.eye(3), np.zeros(3, bool), d)
+        positions = _without_overlaps(positions, rng.uniform(0.65, 0.85) * d)
+        positions = spread(positions, np.eye(3), np.zeros(3, bool), d, 25, pull=1.12)
+    return Sample(positions, np.eye(3), np.zeros(3, bool), d, calm=True)
+
+
+def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
+    """A crystal with a region in disarray: atoms displaced far, one perhaps missing or added.
+
+    Stands for the cores of all kinds of defects: what is disordered within a calm crystal is
+    structure, not noise.
+    """
+    sample = bulk_sample(lattice, rng, 200)
+    positions, d = sample.positions.copy(), sample.spacing
+    inverse = np.linalg.inv(sample.cell)
+    centre = positions[rng.integers(len(positions))] + rng.normal(0, 0.3, 3)
+    fractional = (positions - centre) @ inverse
+    away = np.linalg.norm((fractional - np.round(fractional)) @ sample.cell, axis=1)
+    near = away < rng.uniform(0.7, 2.0)
+    if rng.random() < 0.7:
+        positions[near] += rng.normal(0, rng.uniform(0.1, 0.5) * d, (int(near.sum()), 3))
+    change = rng.random()
+    if change < 0.35:
+        positions = np.vstack([positions, centre])
+    elif change < 0.6:
+        positions = np.delete(positions, int(np.argmin(away)), axis=0)
+    n = int(rng.integers(6, 25))
+    positions = spread(positions, sample.cell, sample.pbc, d, n, pull=1.12)
+    return Sample(positions, sample.cell, sample.pbc, d, calm=True)
 
 
 def _without_overlaps(positions: Array, distance: float) -> Array:
@@ -185,18 +211,27 @@ def _without_overlaps(positions: Array, distance: float) -> Array:
     return positions[keep]
 
 
-def spread(positions: Array, cell: Array, pbc: npt.NDArray[np.bool_], distance: float, n: int) -> Array:
-    """Push atoms apart until none are much closer than ``distance``: a geometric relaxation."""
-    search = vesin.NeighborList(cutoff=distance, full_list=True)
+def spread(
+    positions: Array, cell: Array, pbc: npt.NDArray[np.bool_], distance: float, n: int, pull: float = 1.0
+) -> Array:
+    """Relax by springs: pairs closer than ``distance`` push each other apart.
+
+    With ``pull`` > 1 pairs up to ``pull * distance`` also draw together, at a third of the strength.
+    A lattice of that nearest-neighbour distance, its next shell beyond, stays as it is.
+    """
+    search = vesin.NeighborList(cutoff=distance * pull, full_list=True)
     positions = positions.copy()
     for _ in range(n):
         i, d, r = search.compute(positions, cell, pbc, "iDd")
         if len(i) == 0:
             break
-        push = (0.5 * (distance - r) / np.maximum(r, 1e-3))[:, None] * d
+        excess = distance - r
+        push = np.where(excess > 0, 0.5 * excess, excess / 6) / np.maximum(r, 1e-3)
         moved = np.zeros_like(positions)
-        np.add.at(moved, i.astype(np.int64), -push)
-        positions += 0.8 * moved
+        np.add.at(moved, i.astype(np.int64), -push[:, None] * d)
+        # At most a tenth of the distance at once: crowded atoms would jump over each other.
+        length = np.linalg.norm(moved, axis=1, keepdims=True)
+        positions += 0.8 * moved * np.minimum(1, 0.1 * distance / np.maximum(length, 1e-9))
     return positions
 
 
@@ -212,21 +247,27 @@ def packing_sample(rng: np.random.Generator, n_atoms: int = 150) -> Sample:
 
 
 def draw(rng: np.random.Generator) -> Sample:
-    """One training structure: bulk mostly, then surfaces, missing atoms, grains and packings."""
+    """One training structure: bulk, missing atoms, surfaces, grains, defect cores and packings."""
     lattice = LATTICES[rng.integers(len(LATTICES))]
     kind = rng.random()
-    if kind < 0.60:
+    if kind < 0.50:
         return bulk_sample(lattice, rng)
-    if kind < 0.70:
+    if kind < 0.58:
         return with_vacancies(bulk_sample(lattice, rng, 200), rng)
-    if kind < 0.82:
+    if kind < 0.70:
         return slab_sample(lattice, rng)
-    if kind < 0.92:
+    if kind < 0.85:
         return ball_sample(lattice, rng)
+    if kind < 0.94:
+        return scrambled_sample(lattice, rng)
     return packing_sample(rng)
 
 
 def noise_level(sample: Sample, rng: np.random.Generator, largest: float) -> float:
-    """Standard deviation per component: uniform up to ``largest`` spacings, one in eight nearly zero."""
-    fraction = rng.uniform(0, largest) if rng.random() > 0.125 else rng.uniform(0, 0.02)
+    """Standard deviation per component: uniform up to ``largest`` spacings, one in eight nearly zero.
+
+    Up to two thirds of that in calm structures, whose defects are lost at the highest levels anyway.
+    """
+    top = largest * 2 / 3 if sample.calm else largest
+    fraction = rng.uniform(0, top) if rng.random() > 0.125 else rng.uniform(0, 0.02)
     return float(fraction * sample.spacing)

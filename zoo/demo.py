@@ -95,7 +95,7 @@ def run(folder: Path, *, console: Console) -> int:
     moved = float(np.linalg.norm(crystals.displacements(before, after), axis=1).mean())
     rate = taken * len(before) / max(seconds, 1e-9)
     console.print(
-        f"{taken} steps in {seconds:.1f} s ({rate:,.0f} atoms/s per step); mean shift {moved:.2f} Å\n"
+        f"{taken} steps in {seconds:.1f} s ({rate:,.0f} atom steps per second); mean shift {moved:.2f} Å\n"
     )
     console.print(
         fraction_table(
@@ -112,9 +112,8 @@ def run(folder: Path, *, console: Console) -> int:
     title = f"Al at its melting point ({kelvin:.0f} K): {taken} steps of {CHECKPOINT}"
     picture = folder / "al.png"
     paths.append(before_after(before, after, labels_before, labels_after, picture, title, pixels=_PIXELS))
-    console.print(
-        "\nstructure_type: " + ", ".join(f"{i} {name}" for i, name in enumerate(crystals.STRUCTURES))
-    )
+    codes = ", ".join(f"{i} {name}" for i, name in enumerate(crystals.STRUCTURES))
+    console.print(f"\nstructure_type: {codes}", soft_wrap=True)
     for path in paths:
         console.print(f"wrote {escape(str(path))}", soft_wrap=True)
     return 0

@@ -4,6 +4,9 @@ Hsu, Sadigh, Bertin, Park, Chapman, Bulatov & Zhou, npj Comput. Mater. 10, 155 (
 (arXiv:2212.02421): a network trained on noised perfect lattices predicts every atom's displacement
 from its site; applying it a few times, neighbours searched anew each time, leaves the lattice.
 
+From its second step on our network is also told the median displacement of the step before, so it
+can tell a disordered spot in a calm crystal, which is structure, from noise.
+
 Two rules of ours turn that into a process that stops by itself.  Vibration is homogeneous: after
 the first prediction the noise level sigma is known from the median displacement of the whole
 frame, and no atom may move further than ``clip * sigma`` in that step, since what wants to is
@@ -96,17 +99,31 @@ class DenoiserConfig:
                 f"config.json of a denoiser: {_listed('unknown', unknown)}{_listed('missing', missing)}"
                 "upgrade score-zoo or fetch the checkpoint again"
             )
+        if not isinstance(data["backbone"], str) or not isinstance(data["architecture"], Mapping):
+            raise CheckpointError("config.json: backbone must be a name and architecture an object")
+        lattices = data.get("lattices", [])
+        if not isinstance(lattices, list | tuple) or not all(isinstance(x, str) for x in lattices):
+            raise CheckpointError("config.json: lattices must be a list of names")
         config = cls(
             **{k: v for k, v in data.items() if k in known and k != "lattices"},
-            lattices=tuple(data.get("lattices", ())),
+            lattices=tuple(lattices),
         )
         if config.backbone not in BACKBONES:
             raise CheckpointError(f"unknown backbone {config.backbone!r} in config.json: upgrade score-zoo")
         if config.scale != "atomic-volume":
             raise CheckpointError(f"unknown scale rule {config.scale!r} in config.json: upgrade score-zoo")
+        # A default that changes later must not change what an old checkpoint means.
+        unset = sorted({f.name for f in fields(BACKBONES[config.backbone][0])} - set(config.architecture))
+        if unset:
+            raise CheckpointError(
+                f"config.json: architecture lacks {', '.join(unset)}; fetch the checkpoint again"
+            )
         numbers = (config.clip, config.decay, config.tolerance, config.largest_noise)
         if (
-            not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in numbers)
+            not all(
+                isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+                for x in numbers
+            )
             or config.decay >= 1
         ):
             raise CheckpointError(
@@ -171,9 +188,11 @@ class Denoiser:
         folder, record = checkpoint.resolve(name_or_path)
         stored = checkpoint.load(folder, kind="denoiser", sha256=record.sha256 if record else None)
         config = DenoiserConfig.from_dict(stored.config)
-        network = config.build()
+        with torch.device("meta"):  # draws no random numbers and allocates nothing before the check
+            network = config.build()
         state = network.state_dict()
         checkpoint.check_weights({k: tuple(v.shape) for k, v in state.items()}, stored.weights, str(folder))
+        network = network.float().to_empty(device="cpu")  # float32 whatever the caller's default dtype
         network.load_state_dict(stored.weights, strict=True)
         return cls(config, network, metrics=stored.metrics, card=stored.card)
 
@@ -221,7 +240,7 @@ class Denoiser:
             moved.append(step.mean)
             converged = step.converged
             if callback is not None:
-                callback(len(moved), positions, step.mean)
+                callback(len(moved), positions.copy(), step.mean)  # the caller's to keep or to change
         result.set_positions(positions, apply_constraint=False)
         result.info.update(
             denoise_mean_displacement=moved,
@@ -252,15 +271,17 @@ class Denoiser:
         scale = length_scale(positions, cell, pbc)
         held = _held(atoms)
         bound = math.inf
+        context: float | None = None
         for k in range(steps):
-            displacement = self.displacement(positions, cell, pbc, scale)
+            displacement = self.displacement(positions, cell, pbc, scale, context)
             displacement[held] = 0.0
             if not held.any():
                 displacement -= displacement.mean(0)  # vibration leaves the centre of mass where it is
             length = np.linalg.norm(displacement, axis=1)
+            median = float(np.median(length[~held])) if not held.all() else 0.0
+            context = median / scale
             if k == 0:
-                sigma = float(np.median(length[~held])) / _MEDIAN_LENGTH if not held.all() else 0.0
-                bound = self.config.clip * sigma
+                bound = self.config.clip * median / _MEDIAN_LENGTH
             displacement *= np.minimum(1.0, bound / np.maximum(length, 1e-12))[:, None]
             bound *= self.config.decay
             positions = positions + displacement
@@ -270,14 +291,18 @@ class Denoiser:
             if converged:
                 return
 
-    def displacement(self, positions: Array, cell: Array, pbc: npt.ArrayLike, scale: float) -> Array:
+    def displacement(
+        self, positions: Array, cell: Array, pbc: npt.ArrayLike, scale: float, context: float | None = None
+    ) -> Array:
         """The network's prediction (n_atoms, 3) in Å of the way back to the lattice.
+
+        ``context`` is the median displacement of the previous step in units of ``scale``, if there was one.
 
         The score of the noised distribution is this over sigma squared (Tweedie's formula).
         """
         graph = neighbor_graph(positions, cell, pbc, self.cutoff, scale)
         with torch.inference_mode():
-            prediction: Array = self.network(graph).numpy().astype(np.float64)
+            prediction: Array = self.network(graph, context).numpy().astype(np.float64)
         return prediction * scale
 
 

@@ -20,6 +20,9 @@ Array = npt.NDArray[np.float64]
 
 #: Above this many atoms the search runs slab by slab (bounds the size of vesin's own arrays).
 ATOMS_PER_SEARCH = 60_000
+#: Å; beyond it clusters of few atoms are searched pair by pair.
+_LONG_RADIUS = 20.0
+_FEW_ATOMS = 500
 
 
 @dataclass
@@ -62,7 +65,11 @@ class Graph:
         # Padding reads the edges that follow; the last rows must not read past the end.
         edges = (offsets[:-1, None] + slots).clamp_max_(max(self.n_edges - 1, 0)).view(-1)
         if self.n_edges == 0:
-            return torch.zeros_like(mask, dtype=torch.int64), torch.zeros(stop - start, 3, k), mask
+            return (
+                torch.zeros_like(mask, dtype=torch.int64),
+                torch.zeros(stop - start, 3, k, dtype=torch.float32),
+                mask,
+            )
         index = self.neighbors.index_select(0, edges).long().view(-1, k)
         vectors = self.vectors.index_select(0, edges).view(-1, k, 3).transpose(1, 2).contiguous()
         return index, vectors, mask
@@ -152,6 +159,14 @@ def neighbor_searches(
 def _vesin(
     positions: Array, box: Array, periodic: npt.NDArray[np.bool_], radius: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array]:
+    if radius > _LONG_RADIUS and len(positions) <= _FEW_ATOMS and not periodic.any():
+        # vesin looks at radius / thickness bins of every axis: a dimer of 1 000 Å, which has no
+        # thickness, would take for ever.
+        vectors = positions[None] - positions[:, None]
+        near = np.linalg.norm(vectors, axis=2) < radius
+        np.fill_diagonal(near, False)
+        first, second = np.nonzero(near)
+        return first, second, vectors[first, second]
     search = vesin.NeighborList(cutoff=radius, full_list=True, sorted=True, n_threads=torch.get_num_threads())
     i, j, d = search.compute(points=positions, box=box, periodic=periodic, quantities="ijD")
     return i.view(np.int64), j.view(np.int64), d

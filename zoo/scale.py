@@ -28,6 +28,9 @@ _INTEGRAL = 4 * math.pi * 16 / 315
 DENSE = 1.10
 #: Quantile of the local density that stands for the bulk where there are surfaces.
 _QUANTILE = 0.8
+#: No crystal's length scale is more than 1.155 nearest-neighbour distances (diamond), or 1.5 with
+#: strong noise.  The bound is for molecules and clusters too small to have a density.
+LARGEST_RATIO = 1.6
 
 
 def length_scale(positions: Array, cell: Array, pbc: npt.ArrayLike) -> float:
@@ -41,7 +44,7 @@ def length_scale(positions: Array, cell: Array, pbc: npt.ArrayLike) -> float:
 
     Raises
     ------
-    StructureError : the atoms are too far apart to see one another.
+    StructureError : the cell has no volume.
     """
     periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), (3,))
     volume = _occupied_volume(positions, cell, periodic)
@@ -56,6 +59,8 @@ def length_scale(positions: Array, cell: Array, pbc: npt.ArrayLike) -> float:
         if dense is not None and np.median(densities) * dense**3 < DENSE:
             return dense
         new = float(np.quantile(densities, _QUANTILE) ** (-1 / 3))
+        if new > scale and new > (most := LARGEST_RATIO * _nearest(positions, cell, periodic, scale)):
+            return most
         if abs(new / scale - 1) < 1e-3:
             return new
         scale = new
@@ -73,6 +78,16 @@ def local_density(positions: Array, cell: Array, pbc: npt.ArrayLike, scale: floa
     return counts / (_INTEGRAL * radius**3)
 
 
+def _nearest(positions: Array, cell: Array, periodic: npt.NDArray[np.bool_], scale: float) -> float:
+    """Median distance to the nearest neighbour in Å; infinite where most atoms see none."""
+    nearest = np.full(len(positions), np.inf)
+    for core, i, _, d in neighbor_searches(positions, cell, periodic.copy(), RADIUS * scale):
+        found = np.full(len(core), np.inf)
+        np.minimum.at(found, i, np.linalg.norm(d, axis=1))
+        nearest[core] = found
+    return float(np.median(nearest))
+
+
 def _occupied_volume(positions: Array, cell: Array, periodic: npt.NDArray[np.bool_]) -> float:
     """A first guess: the cell (or the box around the atoms) less the largest gap along each axis."""
     if not periodic.any():
@@ -80,10 +95,10 @@ def _occupied_volume(positions: Array, cell: Array, periodic: npt.NDArray[np.boo
         # Flat or linear clusters have no thickness of their own.
         return float(np.prod(np.maximum(box, box[0] / len(positions) ** 0.5 + 1e-6)))
     full = complete_cell(cell, periodic)
-    fractional = positions @ np.linalg.inv(full)
     volume = abs(float(np.linalg.det(full)))
     if not math.isfinite(volume) or volume == 0:
         raise StructureError("the cell has no volume: give three independent lattice vectors")
+    fractional = positions @ np.linalg.inv(full)
     for axis in range(3):
         x = fractional[:, axis]
         if periodic[axis]:

@@ -40,6 +40,20 @@ class MomentsConfig:
     n_layers: int = 2
     l_density: int = 4
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for arguments that no network can have."""
+        if not (isinstance(self.cutoff, int | float) and 0 < self.cutoff < math.inf):
+            raise ValueError(f"cutoff is {self.cutoff!r}, it must be a positive number")
+        for key, low, high in (
+            ("n_channels", 1, 4096),
+            ("n_radial", 1, 64),
+            ("n_layers", 0, 64),
+            ("l_density", 2, 4),
+        ):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{key} is {value!r}, it must be a whole number from {low} to {high}")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -177,9 +191,9 @@ class Moments(nn.Module):
         self.mix_density = nn.ParameterList(
             [nn.Parameter(torch.randn(nb, c) / math.sqrt(nb)) for _ in degrees]
         )
-        self.embed = nn.Sequential(
-            nn.Linear(c * (config.l_density + 2), 2 * c), nn.SiLU(), nn.Linear(2 * c, 3 * c)
-        )
+        self.embed_in = nn.Linear(c * (config.l_density + 2), 2 * c)
+        self.embed_context = nn.Linear(2, 2 * c, bias=False)
+        self.embed_out = nn.Linear(2 * c, 3 * c)
         self.layers = nn.ModuleList([_Layer(c, nb) for _ in range(config.n_layers)])
         self.read = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c))
         self.out = nn.Linear(c, 1, bias=False)
@@ -202,10 +216,11 @@ class Moments(nn.Module):
             waves.append(torch.addcmul(-waves[-2], twice, waves[-1]))
         radial = torch.stack(waves[: self.config.n_radial], 1)
         n, nb, k = radial.shape
-        dipole = (unit[:, :, None] * radial[:, None]).view(n, 3 * nb, k)
+        # reshape, not view: with one neighbour each (k = 1) the product's strides are ambiguous.
+        dipole = (unit[:, :, None] * radial[:, None]).reshape(n, 3 * nb, k)
         return EdgeTable(index, unit, radial, dipole)
 
-    def _density(self, table: EdgeTable) -> Tensor:
+    def _density(self, table: EdgeTable, context: Tensor) -> Tensor:
         """First features: the density's power spectrum, its vector, and its tensor applied to that vector."""
         y = angular_moments(table.unit.transpose(1, 2), self.config.l_density)  # (n, k, (l + 1)**2)
         a = torch.bmm(table.radial, y).transpose(1, 2)  # (n, (l + 1)**2, nb)
@@ -215,7 +230,8 @@ class Moments(nn.Module):
             parts.append(a[:, start : start + width] @ weight)
             start += width
         scalars = [parts[0][:, 0]] + [((p * p).sum(1) + EPSILON).sqrt() for p in parts]
-        s, g1, g2 = self.embed(tame(torch.cat(scalars, -1))).chunk(3, -1)
+        hidden = self.embed_in(tame(torch.cat(scalars, -1))) + context
+        s, g1, g2 = self.embed_out(nn.functional.silu(hidden)).chunk(3, -1)
         v = parts[1][:, [2, 0, 1]]  # harmonics come as (y, z, x)
         xy, yz, zz, xz, xx = parts[2].unbind(1)
         vx, vy, vz = v.unbind(1)
@@ -228,14 +244,22 @@ class Moments(nn.Module):
         ]
         return torch.cat([s[:, None], v * g1[:, None] + torch.stack(tv, 1) * g2[:, None]], 1)
 
-    def forward(self, graph: Graph, chunk: int = 256) -> Tensor:
-        """(n_atoms, 3) vectors.  ``chunk`` atoms are worked on at a time; it never changes the result."""
+    def forward(self, graph: Graph, context: float | None = None, chunk: int = 256) -> Tensor:
+        """One vector per atom, (n_atoms, 3).
+
+        Parameters
+        ----------
+        context : a length that says something of the structure as a whole, if anything is known.
+        chunk : so many atoms are worked on at a time; it never changes the result.
+        """
+        known = [0.0, 0.0] if context is None else [1.0, math.log(max(context, 1e-4) / 0.03) / 2]
+        shared = self.embed_context(torch.tensor(known, dtype=torch.float32))
         n = graph.n_atoms
         bounds = [(a, min(a + chunk, n)) for a in range(0, n, chunk)]
 
         # Edge tables are made anew in every layer: cheaper than keeping those of a million atoms.
         def density(a: int, b: int) -> Tensor:
-            return self._density(self.edge_table(graph, a, b))
+            return self._density(self.edge_table(graph, a, b), shared)
 
         h = _in_chunks(density, bounds)
         for layer in self.layers:

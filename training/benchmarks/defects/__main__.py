@@ -23,6 +23,9 @@ from rich.table import Table
 from training.benchmarks.defects.cases import CASES, NOISE, Denoises, Row, Settings
 from zoo.errors import ZooError
 
+#: Cases that go into the section ``surfaces`` of the metrics; the others go into ``defects``.
+SURFACES = ("still", "more steps")
+
 
 class Nothing:
     """A denoiser that does nothing: the baseline, and a check that the benchmark can fail."""
@@ -65,7 +68,13 @@ def main(argv: list[str] | None = None) -> int:
 
             folder, _ = resolve(args.checkpoint)
             command = " ".join(["python -m training.benchmarks.defects", *(argv or sys.argv[1:])])
-            record(folder, "defects", rows, command=command, seed=0)
+            table = per_system(rows)
+            still = [row for row in table if row["case"] in SURFACES]
+            defects = [row for row in table if row["case"] not in SURFACES]
+            extra = {"steps_at_most": args.steps, "seeds": args.seeds, "noise": list(args.noise)}
+            for section, part in (("defects", defects), ("surfaces", still)):
+                if part:
+                    record(folder, section, part, command=command, seed=0, extra=extra)
     except ZooError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
@@ -88,6 +97,37 @@ def run(denoiser: Denoises, names: list[str], settings: Settings, console: Conso
             )  # fmt: skip
         console.print(f"     {name}: {time.perf_counter() - started:.0f} s", style="dim")
     return rows
+
+
+def per_system(rows: list[Row]) -> list[Row]:
+    """One row per case, system and metric: how often it held, and the value furthest from the aim."""
+    result: list[Row] = []
+    for key in dict.fromkeys((row["case"], row["system"], row["metric"]) for row in rows):
+        group = [row for row in rows if (row["case"], row["system"], row["metric"]) == key]
+        values = [row["value"] for row in group]
+        failed = [row["value"] for row in group if not row["ok"]]
+        if isinstance(values[0], float):
+            more_is_better = key[2] in ("a-CNA agreement", "correct labels")
+            worst: object = float(f"{min(values) if more_is_better else max(values):.4g}")
+        else:
+            worst = ", ".join(map(str, (failed or values)[0]))
+        result.append(
+            {
+                "case": key[0],
+                "system": key[1],
+                "metric": key[2],
+                "largest_noise": max(row["noise"] for row in group),
+                "trials": len(group),
+                "kept": len(group) - len(failed),
+                "worst": worst,
+                "limit": _plain(group[0]["threshold"]),
+            }
+        )
+    return result
+
+
+def _plain(limit: float | list[int] | tuple[int, ...]) -> float | str:
+    return ", ".join(map(str, limit)) if isinstance(limit, list | tuple) else float(f"{limit:.4g}")
 
 
 def summary(rows: list[Row]) -> Table:
