@@ -4,8 +4,8 @@ A batch is a set of noised structures (`training.lattices`); the network sees th
 must return the displacement back to the structure before the noise.  For half of the structures the
 network is first applied one to three times without gradients, so that it also learns to finish what
 it began: residual errors after a step are not Gaussian.  As in use, it is then told the median
-displacement of its previous step, from which it can know how calm the structure as a whole already
-is: what is disordered within a calm crystal is a defect, not noise.
+displacements of its first and its previous step, from which it can know how calm the structure as a
+whole already is: what is disordered within a calm crystal is a defect, not noise.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def batch_maker(config: DenoisingConfig, cutoff: float) -> Callable[[np.random.G
         while sum(len(b.positions) for b in batch) < config.atoms_per_batch:
             sample = lattices.draw(rng)
             sigma = lattices.noise_level(sample, rng, config.largest_noise)
-            x = sample.positions + rng.normal(0, sigma, sample.positions.shape)
+            x = sample.positions + lattices.noise(sample, sigma, rng)
             batch.append(Noised(sample, x, sigma, neighbor_graph(x, sample.cell, sample.pbc, cutoff)))
         return batch
 
@@ -69,12 +69,14 @@ def denoising_losses(
     """
 
     def term(model: nn.Module, b: Noised, n_before: int, n_atoms: int) -> Tensor:
-        positions, graph, context = b.positions, b.graph, None
+        positions, graph = b.positions, b.graph
+        context: tuple[float, float] | None = None
         for _ in range(n_before):  # as `zoo.denoiser` does it
             with torch.no_grad():
                 moved = model(graph, context).numpy()
             positions = positions + moved
-            context = float(np.median(np.linalg.norm(moved, axis=1)))
+            median = float(np.median(np.linalg.norm(moved, axis=1)))
+            context = (context[0] if context else median, median)
             graph = neighbor_graph(positions, b.sample.cell, b.sample.pbc, cutoff)
         target = b.sample.positions - positions
         target -= target.mean(0)  # nobody can know a common translation

@@ -177,10 +177,9 @@ def ball_sample(lattice: str, rng: np.random.Generator, radius: float = 3.7) -> 
 
 
 def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
-    """A crystal with a region in disarray: atoms displaced far, one perhaps missing or added.
+    """A crystal with a spot that is no lattice: an atom too many or too few, or a glassy pocket.
 
-    Stands for the cores of all kinds of defects: what is disordered within a calm crystal is
-    structure, not noise.
+    Stands for the cores of all kinds of defects: such a spot within a calm crystal is structure.
     """
     sample = bulk_sample(lattice, rng, 200)
     positions, d = sample.positions.copy(), sample.spacing
@@ -188,15 +187,17 @@ def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
     centre = positions[rng.integers(len(positions))] + rng.normal(0, 0.3, 3)
     fractional = (positions - centre) @ inverse
     away = np.linalg.norm((fractional - np.round(fractional)) @ sample.cell, axis=1)
-    near = away < rng.uniform(0.7, 2.0)
-    if rng.random() < 0.7:
-        positions[near] += rng.normal(0, rng.uniform(0.1, 0.5) * d, (int(near.sum()), 3))
-    change = rng.random()
-    if change < 0.35:
-        positions = np.vstack([positions, centre])
-    elif change < 0.6:
-        positions = np.delete(positions, int(np.argmin(away)), axis=0)
-    n = int(rng.integers(6, 25))
+    kind = rng.random()
+    near, size = away < rng.uniform(0.7, 1.4), rng.uniform(0, 0.2)
+    if kind < 0.45:
+        positions, near = np.vstack([positions, centre]), np.append(near, True)
+    elif kind < 0.75:
+        keep = np.arange(len(positions)) != np.argmin(away)
+        positions, near = positions[keep], near[keep]
+    else:  # far enough that nobody can tell the sites any more
+        near, size = away < rng.uniform(1.2, 2.0), rng.uniform(0.4, 0.6)
+    positions[near] += rng.normal(0, size * d, (int(near.sum()), 3))
+    n = int(rng.integers(8, 25))
     positions = spread(positions, sample.cell, sample.pbc, d, n, pull=1.12)
     return Sample(positions, sample.cell, sample.pbc, d, calm=True)
 
@@ -250,13 +251,13 @@ def draw(rng: np.random.Generator) -> Sample:
     """One training structure: bulk, missing atoms, surfaces, grains, defect cores and packings."""
     lattice = LATTICES[rng.integers(len(LATTICES))]
     kind = rng.random()
-    if kind < 0.50:
+    if kind < 0.54:
         return bulk_sample(lattice, rng)
-    if kind < 0.58:
+    if kind < 0.62:
         return with_vacancies(bulk_sample(lattice, rng, 200), rng)
-    if kind < 0.70:
+    if kind < 0.74:
         return slab_sample(lattice, rng)
-    if kind < 0.85:
+    if kind < 0.87:
         return ball_sample(lattice, rng)
     if kind < 0.94:
         return scrambled_sample(lattice, rng)
@@ -271,3 +272,23 @@ def noise_level(sample: Sample, rng: np.random.Generator, largest: float) -> flo
     top = largest * 2 / 3 if sample.calm else largest
     fraction = rng.uniform(0, top) if rng.random() > 0.125 else rng.uniform(0, 0.02)
     return float(fraction * sample.spacing)
+
+
+def noise(sample: Sample, sigma: float, rng: np.random.Generator) -> Array:
+    """Gaussian noise (n, 3) of standard deviation ``sigma`` per component.
+
+    For half of the structures its strength varies from place to place and atom to atom, as it does in
+    a crystal close to melting: log-normal, smooth over neighbours in one part.
+    """
+    n = len(sample.positions)
+    if sample.calm or rng.random() < 0.5:
+        return rng.normal(0, sigma, (n, 3))
+    i, j = vesin.NeighborList(cutoff=1.65, full_list=True).compute(
+        sample.positions, sample.cell, sample.pbc, "ij"
+    )
+    white = rng.normal(size=n)
+    smooth = white + np.bincount(i.astype(np.int64), weights=white[j.astype(np.int64)], minlength=n)
+    smooth /= np.sqrt(1 + np.bincount(i.astype(np.int64), minlength=n))
+    strength = np.exp(0.3 * smooth + 0.2 * rng.normal(size=n))
+    strength /= np.sqrt(np.mean(strength**2))
+    return np.asarray(rng.normal(0, sigma, (n, 3)) * strength[:, None])

@@ -4,8 +4,8 @@ Hsu, Sadigh, Bertin, Park, Chapman, Bulatov & Zhou, npj Comput. Mater. 10, 155 (
 (arXiv:2212.02421): a network trained on noised perfect lattices predicts every atom's displacement
 from its site; applying it a few times, neighbours searched anew each time, leaves the lattice.
 
-From its second step on our network is also told the median displacement of the step before, so it
-can tell a disordered spot in a calm crystal, which is structure, from noise.
+From its second step on our network is also told the median displacements of the first and of the
+previous step, so it can tell a disordered spot in a calm crystal, which is structure, from noise.
 
 Two rules of ours turn that into a process that stops by itself.  Vibration is homogeneous: after
 the first prediction the noise level sigma is known from the median displacement of the whole
@@ -228,8 +228,8 @@ class Denoiser:
         ------
         StructureError : unusable structure (NaN, no cell with pbc, coincident atoms, ...) or steps < 1.
         """
-        if steps < 1:
-            raise StructureError(f"steps is {steps}: at least one step is needed")
+        if not isinstance(steps, int | np.integer) or steps < 1:
+            raise StructureError(f"steps is {steps!r}: give a whole number, at least 1")
         check_structure(atoms)
         result = atoms.copy()
         moved: list[float] = []
@@ -271,7 +271,7 @@ class Denoiser:
         scale = length_scale(positions, cell, pbc)
         held = _held(atoms)
         bound = math.inf
-        context: float | None = None
+        context: tuple[float, float] | None = None
         for k in range(steps):
             displacement = self.displacement(positions, cell, pbc, scale, context)
             displacement[held] = 0.0
@@ -279,7 +279,7 @@ class Denoiser:
                 displacement -= displacement.mean(0)  # vibration leaves the centre of mass where it is
             length = np.linalg.norm(displacement, axis=1)
             median = float(np.median(length[~held])) if not held.all() else 0.0
-            context = median / scale
+            context = (context[0] if context else median / scale, median / scale)
             if k == 0:
                 bound = self.config.clip * median / _MEDIAN_LENGTH
             displacement *= np.minimum(1.0, bound / np.maximum(length, 1e-12))[:, None]
@@ -292,11 +292,17 @@ class Denoiser:
                 return
 
     def displacement(
-        self, positions: Array, cell: Array, pbc: npt.ArrayLike, scale: float, context: float | None = None
+        self,
+        positions: Array,
+        cell: Array,
+        pbc: npt.ArrayLike,
+        scale: float,
+        context: tuple[float, float] | None = None,
     ) -> Array:
         """The network's prediction (n_atoms, 3) in Å of the way back to the lattice.
 
-        ``context`` is the median displacement of the previous step in units of ``scale``, if there was one.
+        ``context`` has the median displacements of the first and of the previous step in units of
+        ``scale``, if there were any.
 
         The score of the noised distribution is this over sigma squared (Tweedie's formula).
         """

@@ -192,7 +192,7 @@ class Moments(nn.Module):
             [nn.Parameter(torch.randn(nb, c) / math.sqrt(nb)) for _ in degrees]
         )
         self.embed_in = nn.Linear(c * (config.l_density + 2), 2 * c)
-        self.embed_context = nn.Linear(2, 2 * c, bias=False)
+        self.embed_context = nn.Linear(3, 2 * c, bias=False)
         self.embed_out = nn.Linear(2 * c, 3 * c)
         self.layers = nn.ModuleList([_Layer(c, nb) for _ in range(config.n_layers)])
         self.read = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c))
@@ -244,15 +244,17 @@ class Moments(nn.Module):
         ]
         return torch.cat([s[:, None], v * g1[:, None] + torch.stack(tv, 1) * g2[:, None]], 1)
 
-    def forward(self, graph: Graph, context: float | None = None, chunk: int = 256) -> Tensor:
+    def forward(self, graph: Graph, context: tuple[float, float] | None = None, chunk: int = 256) -> Tensor:
         """One vector per atom, (n_atoms, 3).
 
         Parameters
         ----------
-        context : a length that says something of the structure as a whole, if anything is known.
+        context : two lengths that say something of the structure as a whole, if anything is known.
         chunk : so many atoms are worked on at a time; it never changes the result.
         """
-        known = [0.0, 0.0] if context is None else [1.0, math.log(max(context, 1e-4) / 0.03) / 2]
+        known = [0.0, 0.0, 0.0]
+        if context is not None:
+            known = [1.0, *(math.log(max(length, 1e-4) / 0.03) / 2 for length in context)]
         shared = self.embed_context(torch.tensor(known, dtype=torch.float32))
         n = graph.n_atoms
         bounds = [(a, min(a + chunk, n)) for a in range(0, n, chunk)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import complete_cell
 
 from zoo.errors import StructureError
 
 COINCIDENT = 1e-3
 """Two atoms closer than this (Å) are taken for one atom written twice."""
 
+_SEARCH = 1.0
 _THINNEST = 0.1
 _SINGULAR = 1e-8
 
@@ -85,13 +87,16 @@ def _check_cell(atoms: Atoms, where: str) -> None:
 def _check_coincident(atoms: Atoms, where: str) -> None:
     from vesin import NeighborList
 
-    cell = np.array(atoms.cell.array, dtype=float)
-    first, second, shifts, distances = NeighborList(cutoff=COINCIDENT, full_list=False).compute(
+    pbc = np.asarray(atoms.pbc, dtype=bool)
+    # The search bins space by its radius: a tiny one means more bins than there is patience for.
+    first, second, shifts, distances = NeighborList(cutoff=_SEARCH, full_list=False).compute(
         points=np.ascontiguousarray(atoms.positions, dtype=float),
-        box=cell if atoms.pbc.any() else np.zeros((3, 3)),
-        periodic=[bool(flag) for flag in atoms.pbc],
+        box=np.array(complete_cell(np.where(pbc[:, None], atoms.cell.array, 0.0)), dtype=float),
+        periodic=[bool(flag) for flag in pbc],
         quantities="ijSd",
     )
+    close = distances < COINCIDENT
+    first, second, shifts, distances = first[close], second[close], shifts[close], distances[close]
     if len(first):
         worst = int(np.lexsort((second, first))[0])
         across = " across the periodic boundary" if shifts[worst].any() else ""

@@ -138,11 +138,18 @@ def run(
     cells: tuple[int, int, int] | None = None,
     seed: int = 1,
 ) -> None:
-    """Simulate one material at ``ratio * Tm``; times in ps.  Finished snapshots are skipped."""
+    """Simulate one material at ``ratio * Tm``; times in ps.  Finished snapshots are skipped.
+
+    Raises
+    ------
+    SystemExit : the folder holds a run of another size, seed or schedule.
+    """
     folder = run_folder(out, material.key, ratio)
     folder.mkdir(parents=True, exist_ok=True)
     done = snapshot_files(folder)
     total = round(length / every)
+    if done:
+        _check_same_run(done[0], len(material.perfect(cells)), equilibrate + every, seed)
     if len(done) >= total:
         return
     temperature = ratio * material.melting_point
@@ -204,6 +211,18 @@ def run(
             flush=True,
         )
     lmp.close()
+
+
+def _check_same_run(snapshot: Path, n_atoms: int, first_time: float, seed: int) -> None:
+    frame = read(snapshot)
+    wanted = {"atoms": n_atoms, "first snapshot (ps)": first_time, "seed": seed}
+    found = {"atoms": len(frame), "first snapshot (ps)": frame.info["time_ps"], "seed": frame.info["seed"]}
+    for key, value in wanted.items():
+        if abs(float(found[key]) - value) > 1e-6:
+            raise SystemExit(
+                f"error: {snapshot.parent} holds a run with {key} {found[key]}, not {value}: "
+                "use its settings to continue it, or another --out"
+            )
 
 
 def _steps(lmp: Any, picoseconds: float) -> None:
