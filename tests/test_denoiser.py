@@ -101,7 +101,9 @@ def test_the_config_survives_json() -> None:
         ({"clip": 0}, "must be positive"),
         ({"clip": "5"}, "must be positive"),
         ({"clip": True}, "must be positive"),
-        ({"decay": 1.0}, "decay below 1"),
+        ({"decay": 1.0}, "decay and patience below 1"),
+        ({"patience": 1.0}, "decay and patience below 1"),
+        ({"persistence": 0}, "must be positive"),
         ({"tolerance": -1e-3}, "must be positive"),
         ({"format_version": 99}, "newer"),
         ({"kind": "score-dynamics"}, "not a denoiser"),
@@ -336,9 +338,9 @@ def test_bad_structures_are_refused(
         denoiser.denoise(snapshot)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_no_steps_are_refused(denoiser: Denoiser, snapshot: Atoms, steps: int) -> None:
-    with pytest.raises(StructureError, match="at least one step"):
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_no_steps_are_refused(denoiser: Denoiser, snapshot: Atoms, steps: Any) -> None:
+    with pytest.raises(StructureError, match="at least 1"):
         denoiser.denoise(snapshot, steps=steps)
 
 
@@ -460,3 +462,41 @@ def test_released_checkpoint_leaves_perfect_lattices_alone(released: Denoiser) -
     atoms = bulk("Si", cubic=True).repeat(2)
     clean = released.denoise(atoms)
     assert np.abs(clean.positions - atoms.positions).max() < 1e-3
+
+
+# -- what the network is told of the steps before --------------------------------------------
+
+
+class Halving(torch.nn.Module):
+    """Moves every atom by half of what it moved it before, and notes what it was told."""
+
+    cutoff = 1.65
+
+    def __init__(self, n_atoms: int) -> None:
+        super().__init__()
+        self.told: list[tuple[float, float] | None] = []
+        self.way = torch.zeros(n_atoms, 3)
+        self.way[::2, 0], self.way[1::2, 0] = 0.08, -0.08
+
+    def forward(self, graph: Any, context: tuple[float, float] | None = None) -> torch.Tensor:
+        self.told.append(context)
+        return self.way * 0.5 ** (len(self.told) - 1)
+
+
+def test_the_network_is_told_how_far_the_first_and_the_last_step_went(snapshot: Atoms) -> None:
+    network = Halving(len(snapshot))
+    slow = Denoiser(config(persistence=1.0, patience=1e-9, tolerance=1e-9), network)
+    slow.denoise(snapshot, steps=4)
+    assert network.told[0] is None
+    np.testing.assert_allclose(network.told[1:], [(0.08, 0.08), (0.08, 0.04), (0.08, 0.02)], rtol=1e-5)
+
+
+def test_persistence_and_patience_raise_the_last_length_but_not_above_the_first(snapshot: Atoms) -> None:
+    for changes, expected in (
+        ({"persistence": 3.0, "patience": 1e-9}, [0.08, 0.08, 0.06]),
+        ({"persistence": 1e-9, "patience": 0.9}, [0.072, 0.0648, 0.05832]),
+    ):
+        network = Halving(len(snapshot))
+        Denoiser(config(**changes, tolerance=1e-9), network).denoise(snapshot, steps=4)
+        told = [context[1] for context in network.told if context is not None]
+        np.testing.assert_allclose(told, expected, rtol=1e-5)

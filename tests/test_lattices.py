@@ -25,6 +25,7 @@ MAKERS: dict[str, Callable[[str, np.random.Generator], Sample]] = {
     "vacancies": lambda name, rng: lattices.with_vacancies(lattices.bulk_sample(name, rng, 200), rng),
     "slab": lattices.slab_sample,
     "ball": lattices.ball_sample,
+    "scrambled": lattices.scrambled_sample,
     "packing": lambda name, rng: lattices.packing_sample(rng),
 }
 
@@ -80,7 +81,7 @@ def test_no_two_atoms_overlap(kind: str) -> None:
     rng = np.random.default_rng(2)
     for lattice in LATTICES:
         s = MAKERS[kind](lattice, rng)
-        assert closest(s) > (0.5 if kind in ("ball", "packing") else 0.75 * s.spacing)
+        assert closest(s) > (0.5 if kind in ("ball", "packing", "scrambled") else 0.75 * s.spacing)
 
 
 def test_cuts_keep_cell_and_boundaries() -> None:
@@ -137,3 +138,38 @@ def test_noise_levels_cover_their_range() -> None:
     assert 0 <= levels.min() < 0.001
     assert 0.165 < levels.max() <= 0.17
     assert np.mean(levels < 0.02) == pytest.approx(1 / 8 + 7 / 8 * 0.02 / 0.17, abs=0.04)
+
+
+def test_calm_structures_get_less_noise() -> None:
+    rng = np.random.default_rng(9)
+    s = lattices.scrambled_sample("fcc", rng)
+    assert s.calm
+    levels = np.array([lattices.noise_level(s, rng, 0.15) for _ in range(500)]) / s.spacing
+    assert 0.09 < levels.max() <= 0.1
+
+
+def test_noise_has_its_standard_deviation_even_where_it_is_uneven() -> None:
+    rng = np.random.default_rng(10)
+    s = lattices.bulk_sample("bcc", rng)
+    drawn = [lattices.noise(s, 0.1, rng) for _ in range(60)]
+    assert np.std(drawn) == pytest.approx(0.1, rel=0.03)
+    # Even noise has the kurtosis of a normal variable, 3; uneven noise a larger one.
+    kurtosis = np.array([np.mean(x**4) / np.mean(x**2) ** 2 for x in drawn])
+    assert kurtosis.min() < 3.3 and kurtosis.max() > 3.6
+    calm = lattices.scrambled_sample("bcc", rng)
+    assert max(np.mean(x**4) / np.mean(x**2) ** 2 for x in [lattices.noise(calm, 0.1, rng)]) < 3.6
+
+
+def test_springs_leave_a_perfect_lattice_alone() -> None:
+    for name in LATTICES:
+        atoms = conventional(name).repeat(3)
+        moved = lattices.spread(
+            atoms.positions, atoms.cell[:], np.ones(3, bool), spacing_of(name), 20, pull=1.12
+        )
+        np.testing.assert_allclose(moved, atoms.positions, atol=1e-9)
+
+
+def test_springs_part_atoms_that_are_too_close() -> None:
+    pair = np.array([[0.0, 0, 0], [0.4, 0, 0]])
+    apart = lattices.spread(pair, np.eye(3), np.zeros(3, bool), 1.0, 60)
+    assert np.linalg.norm(apart[1] - apart[0]) == pytest.approx(1.0, abs=0.01)

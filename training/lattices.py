@@ -64,6 +64,15 @@ _CUBIC_FRAMES = (
     ((0, 0, 1), (1, -2, 0), (2, 1, 0)),
     ((0, 1, -1), (-1, 1, 1), (2, 1, 1)),
 )
+# Tilt axes and the boundary normals (at zero angle) perpendicular to them.
+_TILT_FRAMES = (
+    ((1, 0, 0), (0, 0, 1)),
+    ((1, 0, 0), (0, 1, 1)),
+    ((1, 1, 0), (0, 0, 1)),
+    ((1, 1, 0), (1, -1, 0)),
+    ((1, 1, 1), (1, -1, 0)),
+    ((1, 1, 1), (1, 1, -2)),
+)
 _HEXAGONAL_FRAMES = (
     ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     ((0, 1, 0), (0, 0, 1), (1, 0, 0)),
@@ -154,18 +163,34 @@ def _rotation(rng: np.random.Generator) -> Array:
     )
 
 
+def _grain_frames(two: bool, rng: np.random.Generator) -> list[Array]:
+    """Rotations of the grains of a ball: one, two at random, or two that form a symmetric tilt boundary."""
+    if not two:
+        return [_rotation(rng)]
+    if rng.random() < 0.4:
+        return [_rotation(rng), _rotation(rng)]
+    # A low-index axis in the boundary plane (normal z), the grains turned by half the angle each way.
+    axis, normal = _TILT_FRAMES[rng.integers(len(_TILT_FRAMES))]
+    frame = np.array([axis, np.cross(normal, axis), normal], dtype=np.float64)
+    frame /= np.linalg.norm(frame, axis=1, keepdims=True)
+    half = rng.uniform(0, np.pi / 4)
+    c, s = np.cos(half), np.sin(half)
+    turn = np.array([[1, 0, 0], [0, c, s], [0, -s, c]])
+    return [frame.T @ turn, frame.T @ turn.T]
+
+
 def ball_sample(lattice: str, rng: np.random.Generator, radius: float = 3.7) -> Sample:
     """A ball of one grain, or of two that meet in a plane and are relaxed by springs."""
     unit = conventional(lattice)
     n = np.ceil(2 * (radius + 1.5) / unit.cell.lengths()).astype(int)
+    two = bool(rng.random() < 0.85)
+    stretch = strain(rng, 0.01, 0.02)
     grains = []
-    two = rng.random() < 0.85
-    for side in (1, -1) if two else (0,):
-        block = unit.repeat(n).positions @ strain(rng, 0.01, 0.02)
-        block = block - block.mean(0) + rng.normal(0, 0.5, 3)
-        block = block @ _rotation(rng)
+    for frame, side in zip(_grain_frames(two, rng), (1, -1), strict=False):
+        block = unit.repeat(n).positions
+        block = (block - block.mean(0) + rng.normal(0, 0.5, 3)) @ frame @ stretch
         inside = np.linalg.norm(block, axis=1) < radius
-        if side:
+        if two:
             inside &= side * block[:, 2] > 0
         grains.append(block[inside])
     positions = np.concatenate(grains)

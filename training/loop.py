@@ -31,7 +31,7 @@ LOG = "log.jsonl"
 class LoopConfig:
     """Schedule of a run; all of it is stored with the state and must not change on resume."""
 
-    n_steps: int = 3600
+    n_steps: int = 2600
     learning_rate: float = 2e-3
     warmup: int = 200
     final_fraction: float = 0.01

@@ -44,6 +44,8 @@ Callback = Callable[[int, Array, float], None]
 #: Median length of a vector of three unit normal components.
 _MEDIAN_LENGTH = 1.5382
 
+_POSITIVE = ("clip", "decay", "persistence", "patience", "tolerance", "largest_noise")
+
 BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"moments": (MomentsConfig, Moments)}
 
 
@@ -58,6 +60,9 @@ class DenoiserConfig:
     backbone, architecture : name and arguments of the network.
     scale : how lengths are normalised; "atomic-volume" is the only rule so far.
     clip, decay : bound on a step's displacement, see the module's text.
+    persistence, patience : the network is told a median displacement ``persistence`` times that of the
+        previous step, but at most that of the first and at least ``patience**k`` times that of the first
+        after k steps, so that it goes on where single atoms lag behind the typical one.
     tolerance : mean displacement, in length scales, at which denoising has converged.
     largest_noise : largest noise seen in training, in nearest-neighbour distances per component.
     """
@@ -70,6 +75,8 @@ class DenoiserConfig:
     scale: str = "atomic-volume"
     clip: float = 5.0
     decay: float = 0.75
+    persistence: float = 6.0
+    patience: float = 0.7
     tolerance: float = 1e-3
     largest_noise: float = 0.17
 
@@ -118,16 +125,16 @@ class DenoiserConfig:
             raise CheckpointError(
                 f"config.json: architecture lacks {', '.join(unset)}; fetch the checkpoint again"
             )
-        numbers = (config.clip, config.decay, config.tolerance, config.largest_noise)
+        numbers = [getattr(config, key) for key in _POSITIVE]
         if (
             not all(
                 isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x > 0
                 for x in numbers
             )
-            or config.decay >= 1
+            or max(config.decay, config.patience) >= 1
         ):
             raise CheckpointError(
-                "config.json: clip, decay, tolerance and largest_noise must be positive, and decay below 1"
+                f"config.json: {', '.join(_POSITIVE)} must be positive numbers, decay and patience below 1"
             )
         return config
 
@@ -279,7 +286,9 @@ class Denoiser:
                 displacement -= displacement.mean(0)  # vibration leaves the centre of mass where it is
             length = np.linalg.norm(displacement, axis=1)
             median = float(np.median(length[~held])) if not held.all() else 0.0
-            context = (context[0] if context else median / scale, median / scale)
+            first = context[0] if context else median / scale
+            told = max(self.config.persistence * median / scale, first * self.config.patience ** (k + 1))
+            context = (first, min(first, told))
             if k == 0:
                 bound = self.config.clip * median / _MEDIAN_LENGTH
             displacement *= np.minimum(1.0, bound / np.maximum(length, 1e-12))[:, None]
@@ -301,8 +310,8 @@ class Denoiser:
     ) -> Array:
         """The network's prediction (n_atoms, 3) in Å of the way back to the lattice.
 
-        ``context`` has the median displacements of the first and of the previous step in units of
-        ``scale``, if there were any.
+        ``context`` has the median displacements of the first and of the previous step (the latter
+        raised, see `DenoiserConfig`) in units of ``scale``, if there were any.
 
         The score of the noised distribution is this over sigma squared (Tweedie's formula).
         """
