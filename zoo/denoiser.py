@@ -74,7 +74,7 @@ class DenoiserConfig:
     architecture: dict[str, Any] = field(default_factory=dict)
     scale: str = "atomic-volume"
     clip: float = 5.0
-    decay: float = 0.75
+    decay: float = 0.85
     persistence: float = 6.0
     patience: float = 0.7
     tolerance: float = 1e-3

@@ -19,7 +19,7 @@ import vesin
 Array = npt.NDArray[np.float64]
 
 #: Above this many atoms the search runs slab by slab (bounds the size of vesin's own arrays).
-ATOMS_PER_SEARCH = 60_000
+ATOMS_PER_SEARCH = 200_000
 #: Å; beyond it clusters of few atoms are searched pair by pair.
 _LONG_RADIUS = 20.0
 _FEW_ATOMS = 500

@@ -174,6 +174,12 @@ def main(argv: list[str] | None = None) -> int:
             frames = [read(path) for path in files]
             others = [quenched_path(path) for path in files]
             quenched = [read(path) if path.exists() else None for path in others]
+            if state == "liquid":  # a superheated crystal that has not melted yet is no liquid
+                molten = [frame.info["time_ps"] > material.molten_after for frame in frames]
+                frames = [frame for frame, yes in zip(frames, molten, strict=True) if yes]
+                quenched = [None] * len(frames)
+                if not frames:
+                    continue
             rows.append(evaluate(denoiser, material, ratio, frames, quenched, args.steps))
             r = rows[-1]
             console.print(

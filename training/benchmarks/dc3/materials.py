@@ -29,6 +29,7 @@ class Material:
     cells : how often the unit cell is repeated along each axis.
     pair_style, pair_coeff : LAMMPS commands; ``{name}`` stands for the parameter file of that name.
     kspace_style : long-range solver or ``None``.
+    molten_after : ps that the crystal takes to melt at 1.60 Tm; earlier snapshots are not liquid.
     liquid_pressure : bar; zero by the protocol, more where the melt boils at 1.60 Tm.
     melting_point : Tm in K.
     metastability_limit : T_ml / Tm, the highest superheating at which the crystal survives.
@@ -46,6 +47,7 @@ class Material:
     atom_style: str = "atomic"
     charges: tuple[tuple[str, float], ...] = ()
     liquid_pressure: float = 0.0
+    molten_after: float = 0.0
 
     @property
     def elements(self) -> list[str]:
@@ -124,7 +126,7 @@ MATERIALS: dict[str, Material] = {
         ),
         Material(
             "Ge", "cubic diamond", lambda: _cubic("Ge", "diamond", 5.66), (6, 6, 6),
-            "tersoff", ("* * {Ge.tersoff} Ge",), 1211.0, 1.32,
+            "tersoff", ("* * {Ge.tersoff} Ge",), 1211.0, 1.32, molten_after=25.0,
         ),
     )
 }  # fmt: skip
