@@ -44,7 +44,7 @@ Callback = Callable[[int, Array, float], None]
 #: Median length of a vector of three unit normal components.
 _MEDIAN_LENGTH = 1.5382
 
-_POSITIVE = ("clip", "decay", "persistence", "patience", "tolerance", "largest_noise")
+_POSITIVE = ("clip", "decay", "persistence", "patience", "tolerance", "stall", "largest_noise")
 
 BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"moments": (MomentsConfig, Moments)}
 
@@ -64,6 +64,8 @@ class DenoiserConfig:
         previous step, but at most that of the first and at least ``patience**k`` times that of the first
         after k steps, so that it goes on where single atoms lag behind the typical one.
     tolerance : mean displacement, in length scales, at which denoising has converged.
+    stall : it has also converged, from the fourth step on, when the mean displacement is more than this
+        fraction of that of the previous step.
     largest_noise : largest noise seen in training, in nearest-neighbour distances per component.
     """
 
@@ -78,6 +80,7 @@ class DenoiserConfig:
     persistence: float = 6.0
     patience: float = 0.7
     tolerance: float = 1e-3
+    stall: float = 0.9
     largest_noise: float = 0.17
 
     def to_dict(self) -> dict[str, Any]:
@@ -277,7 +280,7 @@ class Denoiser:
         cell, pbc = atoms.cell[:], atoms.pbc
         scale = length_scale(positions, cell, pbc)
         held = _held(atoms)
-        bound = math.inf
+        bound = before = math.inf
         context: tuple[float, float] | None = None
         for k in range(steps):
             displacement = self.displacement(positions, cell, pbc, scale, context)
@@ -295,7 +298,11 @@ class Denoiser:
             bound *= self.config.decay
             positions = positions + displacement
             mean = float(np.linalg.norm(displacement, axis=1).mean())
-            converged = mean < self.config.tolerance * scale
+            # What no longer shrinks from step to step is not noise: a free body that breathes, a boundary
+            # that creeps.
+            stalled = k >= 3 and mean > self.config.stall * before
+            converged = mean < self.config.tolerance * scale or stalled
+            before = mean
             yield _Step(positions, mean, converged)
             if converged:
                 return

@@ -85,7 +85,7 @@ def evaluate(
         if quenched is not None:
             perfect = structure_types(quenched) == STRUCTURES.index(structure)
             right = labels == STRUCTURES.index(structure)
-            quenches.append((float(np.mean(~perfect)), float(np.mean(right[perfect]))))
+            quenches.append((len(perfect), int(perfect.sum()), int(right[perfect].sum())))
         taken.append(clean.info["denoise_steps"])
         moved.append(float(np.linalg.norm(clean.positions - frame.positions, axis=1).mean()))
         if structure == "liquid":
@@ -113,7 +113,10 @@ def evaluate(
     }
     if quenches:
         row["n_quenched"] = len(quenches)
-        row["real_defects"], row["right_where_quench_is"] = np.mean(quenches, axis=0).tolist()
+        atoms, perfect_atoms, right_atoms = np.sum(quenches, axis=0).tolist()
+        row["real_defects"] = 1 - perfect_atoms / atoms
+        if perfect_atoms:  # a snapshot that has melted has none
+            row["right_where_quench_is"] = right_atoms / perfect_atoms
     if structure == "liquid":
         del row["wrong_atoms"]
         row |= melt(pairs)
