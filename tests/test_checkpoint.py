@@ -526,3 +526,14 @@ def test_a_released_checkpoint_that_is_not_installed(
     monkeypatch.setattr(registry, "bundled_folder", lambda record: empty_folder / "nothing")
     with pytest.raises(CheckpointError, match="reinstall score-zoo"):
         resolve("denoiser-elements")
+
+
+def test_the_weights_file_can_be_checked_without_reading_tensors(saved: Saved) -> None:
+    folder = saved("checked")
+    digest = json.loads((folder / "config.json").read_text())["weights_sha256"]
+    checkpoint.check_weights_file(folder, digest)
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="damaged or was tampered with"):
+        checkpoint.check_weights_file(folder, digest)

@@ -228,8 +228,14 @@ def test_steps_end_when_nothing_moves_any_more(denoiser: Denoiser) -> None:
 def test_steps_end_by_tolerance(snapshot: Atoms) -> None:
     clean = tiny(tolerance=1e3).denoise(snapshot, steps=5)
     assert (clean.info["denoise_steps"], clean.info["denoise_converged"]) == (1, True)
-    clean = tiny(tolerance=1e-12).denoise(snapshot, steps=5)
+    clean = tiny(tolerance=1e-12, stall=1e9).denoise(snapshot, steps=5)
     assert (clean.info["denoise_steps"], clean.info["denoise_converged"]) == (5, False)
+
+
+def test_steps_end_where_displacements_no_longer_shrink_but_that_is_not_convergence(snapshot: Atoms) -> None:
+    clean = tiny(tolerance=1e-12, stall=1e-9).denoise(snapshot, steps=9)
+    assert clean.info["denoise_steps"] == 4
+    assert clean.info["denoise_stalled"] and not clean.info["denoise_converged"]
 
 
 def test_the_centre_stays(denoiser: Denoiser, snapshot: Atoms) -> None:

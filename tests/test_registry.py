@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -75,6 +76,9 @@ def test_the_bundled_folder_is_the_one_the_record_pins(record: Record) -> None:
     assert measured_on, "nothing was measured on this checkpoint"
     stale = [name for name, sha256 in measured_on.items() if sha256 != record.sha256]
     assert stale == [], "these sections were measured on other weights"
+    config = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+    stale = [name for name, part in found.metrics["sections"].items() if part["config_sha256"] != config]
+    assert stale == [], "these sections were measured with another config"
 
 
 def test_find_takes_whole_names_only(several: None) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
-from training.lattices import LATTICES
+from training.lattices import LATTICES, MIX
 from training.loop import LOG, LoopConfig, train
 from training.metrics import record
 from zoo.backbones.moments import Moments, MomentsConfig
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     record(
         args.out, "training", [result], command=f"python -m training.denoiser_elements --seed {args.seed}",
-        seed=args.seed, extra={"loop": asdict(loop), "data": asdict(data)},
+        seed=args.seed, extra={"loop": asdict(loop), "data": asdict(data), "mix": MIX},
     )  # fmt: skip
     console.print(f"wrote {args.out} after {(time.perf_counter() - started) / 60:.1f} minutes in this run")
     return 0

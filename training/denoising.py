@@ -3,9 +3,10 @@
 A batch is a set of noised structures (`training.lattices`); the network sees the noised one and
 must return the displacement back to the structure before the noise.  For half of the structures the
 network is first applied one to three times without gradients, so that it also learns to finish what
-it began: residual errors after a step are not Gaussian.  As in use, it is then told the median
-displacements of its first and its previous step, from which it can know how calm the structure as a
-whole already is: what is disordered within a calm crystal is a defect, not noise.
+it began: residual errors after a step are not Gaussian.  It is then told the median displacements of
+its first and its previous step, from which it can know how calm the structure as a whole already is:
+what is disordered within a calm crystal is a defect, not noise.  (In use, `zoo.denoiser` limits
+displacements and tells it a larger previous one, so that it goes on longer; training does neither.)
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def denoising_losses(
     def term(model: nn.Module, b: Noised, n_before: int, n_atoms: int) -> Tensor:
         positions, graph = b.positions, b.graph
         context: tuple[float, float] | None = None
-        for _ in range(n_before):  # as `zoo.denoiser` does it
+        for _ in range(n_before):
             with torch.no_grad():
                 moved = model(graph, context).numpy()
             positions = positions + moved

@@ -19,6 +19,9 @@ from ase.build import bulk, make_supercell
 
 Array = npt.NDArray[np.float64]
 
+#: How often `draw` takes each kind of structure.
+MIX = {"bulk": 0.54, "vacancies": 0.08, "slab": 0.12, "ball": 0.13, "scrambled": 0.07, "packing": 0.06}
+
 IDEAL_CA = float(np.sqrt(8 / 3))
 LATTICES = ("fcc", "bcc", "hcp", "simple cubic", "cubic diamond", "hexagonal diamond")
 
@@ -275,16 +278,17 @@ def packing_sample(rng: np.random.Generator, n_atoms: int = 150) -> Sample:
 def draw(rng: np.random.Generator) -> Sample:
     """One training structure: bulk, missing atoms, surfaces, grains, defect cores and packings."""
     lattice = LATTICES[rng.integers(len(LATTICES))]
-    kind = rng.random()
-    if kind < 0.54:
+    index = int(np.searchsorted(np.cumsum(list(MIX.values())), rng.random(), side="right"))
+    kind = list(MIX)[min(index, len(MIX) - 1)]
+    if kind == "bulk":
         return bulk_sample(lattice, rng)
-    if kind < 0.62:
+    if kind == "vacancies":
         return with_vacancies(bulk_sample(lattice, rng, 200), rng)
-    if kind < 0.74:
+    if kind == "slab":
         return slab_sample(lattice, rng)
-    if kind < 0.87:
+    if kind == "ball":
         return ball_sample(lattice, rng)
-    if kind < 0.94:
+    if kind == "scrambled":
         return scrambled_sample(lattice, rng)
     return packing_sample(rng)
 

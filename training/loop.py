@@ -67,7 +67,6 @@ def train(
     Parameters
     ----------
     make_batch : builds the data of one step; runs one step ahead in a thread of its own.
-    loss : (model, batch, rng, step) -> scalar.
     losses : (model, batch, rng, step) -> terms of the loss as functions without arguments.
     folder : state and log are kept here; an existing state is continued.
     workers : threads that work on the terms; the result does not depend on their number, since

@@ -7,6 +7,7 @@ ran.  Cards take every number from here.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import platform
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo.checkpoint import METRICS, read_config, read_metrics, to_json, write_text
+from zoo.checkpoint import CONFIG, METRICS, read_config, read_metrics, to_json, write_text
 
 FORMAT = 1
 
@@ -63,6 +64,8 @@ def record(
         "seed": seed,
         "torch_version": version("torch"),
         "weights_sha256": config["weights_sha256"],
+        # The constants of the process count as much as the weights.
+        "config_sha256": hashlib.sha256((Path(folder).expanduser() / CONFIG).read_bytes()).hexdigest(),
     }
     path = Path(folder).expanduser() / METRICS
     with _locked(path.parent):

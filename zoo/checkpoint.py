@@ -116,6 +116,16 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_json(path / METRICS) if _exists(path / METRICS) else {}
 
 
+def check_weights_file(folder: str | os.PathLike[str], sha256: str) -> None:
+    """Compare the weights file with its sha256, without torch and without opening it as tensors.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, damaged or was tampered with.
+    """
+    path = _folder(folder) / WEIGHTS
+    _check_digest(path, _read_bytes(path, _WEIGHTS_LIMIT), {sha256})
+
+
 def resolve(name_or_path: str | os.PathLike[str]) -> tuple[Path, registry.Record | None]:
     """The folder meant by a path or by a registry name (`name` or `name@version`).
 
@@ -309,13 +319,7 @@ def _read_weights(path: Path, digests: set[str | None]) -> dict[str, torch.Tenso
         for pickle in sorted(entry for entry in path.iterdir() if entry.suffix in _PICKLES):
             raise CheckpointError(_pickle_refused(pickle))
     data = _read_bytes(where, _WEIGHTS_LIMIT)
-    found = hashlib.sha256(data).hexdigest()
-    for expected in digests:
-        if expected != found:
-            raise CheckpointError(
-                f"{where} is damaged or was tampered with (sha256 {found[:12]}…, expected "
-                f"{str(expected)[:12]}…): fetch the checkpoint again"
-            )
+    _check_digest(where, data, digests)
 
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
@@ -328,6 +332,16 @@ def _read_weights(path: Path, digests: set[str | None]) -> dict[str, torch.Tenso
         ) from error
     _check_tensors(where, weights)
     return weights
+
+
+def _check_digest(where: Path, data: bytes, digests: set[str | None] | set[str]) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    for expected in digests:
+        if expected != found:
+            raise CheckpointError(
+                f"{where} is damaged or was tampered with (sha256 {found[:12]}…, expected "
+                f"{str(expected)[:12]}…): fetch the checkpoint again"
+            )
 
 
 def _check_tensors(where: Path, weights: Mapping[str, torch.Tensor]) -> None:

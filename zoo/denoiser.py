@@ -9,10 +9,11 @@ previous step, so it can tell a disordered spot in a calm crystal, which is stru
 
 Two rules of ours turn that into a process that stops by itself.  Vibration is homogeneous: after
 the first prediction the noise level sigma is known from the median displacement of the whole
-frame, and no atom may move further than ``clip * sigma`` in that step, since what wants to is
-structure (a surface, a boundary), not vibration.  The bound shrinks by ``decay`` with every step,
-so that the total displacement is at most ``clip * sigma / (1 - decay)``; where there is no noise
-nothing moves, and steps end when the mean displacement falls below ``tolerance``.
+frame, and no atom moves further than ``clip * sigma`` in that step.  The limit shrinks by ``decay``
+with every step, so that the total displacement is at most ``clip * sigma / (1 - decay)``: a loose
+guard against runaway in noisy frames, and a tight one where there is no noise, where nothing moves.
+Steps end when the mean displacement falls below ``tolerance`` (converged) or no longer shrinks
+(stalled).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class DenoiserConfig:
         previous step, but at most that of the first and at least ``patience**k`` times that of the first
         after k steps, so that it goes on where single atoms lag behind the typical one.
     tolerance : mean displacement, in length scales, at which denoising has converged.
-    stall : it has also converged, from the fourth step on, when the mean displacement is more than this
-        fraction of that of the previous step.
+    stall : steps also end, from the fourth on, when the mean displacement is more than this fraction of
+        that of the previous step; that is not called converged.
     largest_noise : largest noise seen in training, in nearest-neighbour distances per component.
     """
 
@@ -103,7 +104,8 @@ class DenoiserConfig:
         known = {f.name for f in fields(cls)}
         extra = {"kind", "units", "format_version", "weights_sha256"}
         unknown = sorted(set(data) - known - extra)
-        missing = sorted({"name", "version", "backbone", "architecture"} - set(data))
+        # All of them: a default that changes later must not change what an old checkpoint means.
+        missing = sorted(known - set(data))
         if unknown or missing:
             raise CheckpointError(
                 f"config.json of a denoiser: {_listed('unknown', unknown)}{_listed('missing', missing)}"
@@ -122,7 +124,6 @@ class DenoiserConfig:
             raise CheckpointError(f"unknown backbone {config.backbone!r} in config.json: upgrade score-zoo")
         if config.scale != "atomic-volume":
             raise CheckpointError(f"unknown scale rule {config.scale!r} in config.json: upgrade score-zoo")
-        # A default that changes later must not change what an old checkpoint means.
         unset = sorted({f.name for f in fields(BACKBONES[config.backbone][0])} - set(config.architecture))
         if unset:
             raise CheckpointError(
@@ -222,7 +223,8 @@ class Denoiser:
 
         Parameters
         ----------
-        atoms : any species, any mixture of periodic and free axes; atoms held by ``FixAtoms`` stay.
+        atoms : any species, any mixture of periodic and free axes.  Atoms held by ``FixAtoms`` stay; other
+            constraints are kept but do not act.  Made for crystals: a molecule is distorted.
         steps : at most so many steps; fewer if it has converged.
         callback : called after every step with (step from 1, positions (n_atoms, 3) Å, mean
             displacement of the step in Å).
@@ -231,8 +233,10 @@ class Denoiser:
         -------
         A new object with every array, the cell, pbc, constraints and info of the input.  Results of
         a calculator belong to the old positions and are left out.  ``info`` gains
-        ``denoise_mean_displacement`` (Å, one per step taken), ``denoise_steps``,
-        ``denoise_converged`` and ``denoise_checkpoint``.
+        ``denoise_mean_displacement`` (Å, over the atoms that are not held, one per step taken),
+        ``denoise_steps``, ``denoise_converged``, ``denoise_stalled`` (it ended because displacements no
+        longer shrank, as happens in liquids and in lattices the checkpoint was not trained on) and
+        ``denoise_checkpoint``.
 
         Raises
         ------
@@ -244,11 +248,11 @@ class Denoiser:
         result = atoms.copy()
         moved: list[float] = []
         positions = atoms.get_positions()
-        converged = False
+        converged = stalled = False
         for step in self._steps(atoms, steps):
             positions = step.positions
             moved.append(step.mean)
-            converged = step.converged
+            converged, stalled = step.converged, step.stalled
             if callback is not None:
                 callback(len(moved), positions.copy(), step.mean)  # the caller's to keep or to change
         result.set_positions(positions, apply_constraint=False)
@@ -256,6 +260,7 @@ class Denoiser:
             denoise_mean_displacement=moved,
             denoise_steps=len(moved),
             denoise_converged=converged,
+            denoise_stalled=stalled,
             denoise_checkpoint=f"{self.config.name}@{self.config.version}",
         )
         return result
@@ -286,7 +291,7 @@ class Denoiser:
             displacement = self.displacement(positions, cell, pbc, scale, context)
             displacement[held] = 0.0
             if not held.any():
-                displacement -= displacement.mean(0)  # vibration leaves the centre of mass where it is
+                displacement -= displacement.mean(0)  # a common translation is no vibration
             length = np.linalg.norm(displacement, axis=1)
             median = float(np.median(length[~held])) if not held.all() else 0.0
             first = context[0] if context else median / scale
@@ -297,14 +302,14 @@ class Denoiser:
             displacement *= np.minimum(1.0, bound / np.maximum(length, 1e-12))[:, None]
             bound *= self.config.decay
             positions = positions + displacement
-            mean = float(np.linalg.norm(displacement, axis=1).mean())
+            mean = float(np.linalg.norm(displacement[~held], axis=1).mean()) if not held.all() else 0.0
             # What no longer shrinks from step to step is not noise: a free body that breathes, a boundary
             # that creeps.
-            stalled = k >= 3 and mean > self.config.stall * before
-            converged = mean < self.config.tolerance * scale or stalled
+            converged = mean < self.config.tolerance * scale
+            stalled = not converged and k >= 3 and mean > self.config.stall * before
             before = mean
-            yield _Step(positions, mean, converged)
-            if converged:
+            yield _Step(positions, mean, converged, stalled)
+            if converged or stalled:
                 return
 
     def displacement(
@@ -333,6 +338,7 @@ class _Step:
     positions: Array
     mean: float
     converged: bool
+    stalled: bool
 
 
 def _held(atoms: Atoms) -> npt.NDArray[np.bool_]:

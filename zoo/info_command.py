@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 16
 _MOST_COLUMNS = 8
+#: Columns worth a place, in this order; the others follow as far as there is room.
+_FIRST = (
+    "material", "structure", "state", "case", "system", "metric", "atoms", "threads", "raw_combined",
+    "denoised", "right_where_quench_is", "us_per_atom_step", "times_reference", "peak_memory_mib",
+    "trials", "kept", "worst", "limit", "minutes", "n_steps", "n_parameters",
+)  # fmt: skip
 
 
 def show(name: str, *, as_json: bool, console: Console) -> None:
@@ -31,6 +37,8 @@ def show(name: str, *, as_json: bool, console: Console) -> None:
 
     folder, record = checkpoint.resolve(name)
     config = checkpoint.read_config(folder)
+    if (folder / checkpoint.WEIGHTS).exists():  # a config alone can be looked at
+        checkpoint.check_weights_file(folder, config["weights_sha256"])
     metrics = checkpoint.read_metrics(folder)
     if as_json:
         everything = {
@@ -85,15 +93,22 @@ def _show_section(title: str, section: Mapping[str, Any], console: Console) -> N
     )
     if not rows:
         return
-    columns = list(dict.fromkeys(key for row in rows for key in row))[:_MOST_COLUMNS]
+    found = list(dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], list)))
+    found.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
+    columns = found[:_MOST_COLUMNS]
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(escape(str(column).replace("_", " ")))
     for row in rows[:_MOST_ROWS]:
         table.add_row(*(escape(_text(row.get(column, ""))) for column in columns))
     console.print(table)
-    if len(rows) > _MOST_ROWS:
-        console.print(f"... and {len(rows) - _MOST_ROWS} more rows: zoo info --json", highlight=False)
+    more = [
+        f"{n} more {what}"
+        for n, what in ((len(rows) - _MOST_ROWS, "rows"), (len(found) - _MOST_COLUMNS, "columns"))
+        if n > 0
+    ]
+    if more:
+        console.print(f"... and {' and '.join(more)}: zoo info --json", highlight=False)
 
 
 def _text(value: Any) -> str:
