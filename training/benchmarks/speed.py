@@ -6,8 +6,8 @@
 Every size runs in a process of its own, so that its peak memory is its own.  Prints microseconds
 per atom and step, the share of the neighbour search, the peak memory, and the exponent with which
 the cost grows.  Two yardsticks: polyhedral template matching by OVITO on the same atoms in the same
-run, on one thread, and the published reference denoiser's 197 us per atom and step (one thread,
-1 000 to 1 400 atoms, best of eight, measured on the same kind of machine; not run again here).
+run, on one thread, and the 197 us per atom and step of the reference implementation (one thread,
+1 000 to 1 400 atoms, best of eight, measured earlier on the same kind of machine; not run again here).
 """
 
 from __future__ import annotations
