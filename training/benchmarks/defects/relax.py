@@ -83,7 +83,7 @@ def _minimise(
         n = len(atoms)
         lmp.create_atoms(n, list(range(1, n + 1)), [1] * n, wrapped.positions.ravel().tolist())
         lmp.command(f"pair_style {style}")
-        lmp.command(f"pair_coeff * * {potentials_folder(None) / name} {symbol}")
+        lmp.command(f"pair_coeff * * {potentials_folder() / name} {symbol}")
         lmp.command("thermo 0")
         if anneal:
             temperature, picoseconds = anneal
