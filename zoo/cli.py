@@ -1,4 +1,4 @@
-"""The command line: `zoo denoise`, `zoo list`, `zoo info`, `zoo demo`.
+"""The command line: `zoo denoise`, `zoo rollout`, `zoo list`, `zoo info`, `zoo demo`.
 
 Only what `zoo --help` needs is imported at the top; torch, ASE and OVITO are imported by the command
 that uses them.  Results go to stdout; progress, notes and errors to stderr.  A user's mistake is
@@ -54,6 +54,7 @@ def _root(
     Examples:
       zoo demo                                  denoise a bundled MD snapshot near melting
       zoo denoise run.dump -o clean.extxyz      denoise your own trajectory
+      zoo rollout NAME start.pdb -n 1000        let a molecule take picosecond steps
       zoo list                                  the released checkpoints
       zoo info denoiser-elements                what one is for, and how well it does
     """
@@ -141,6 +142,72 @@ def default_output(source: Path) -> Path:
     # dump.melt.1000 and POSCAR keep their whole name, run.dump loses its suffix
     stem = Path(name).stem if Path(name).suffix[1:].isalpha() else name
     return Path(f"{stem}-denoised.extxyz")
+
+
+@app.command()
+def rollout(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name from 'zoo list', or a checkpoint folder.")
+    ],
+    start: Annotated[
+        Path,
+        typer.Argument(metavar="START", help="PDB, GRO, ... of the molecule; several frames: a walker each."),
+    ],
+    steps: Annotated[
+        int, typer.Option("-n", "--steps", min=1, help="Lag steps of each walker, counted from START.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="OUT.xtc, .dcd or .h5.  [default: <START>-rollout.xtc]"
+        ),
+    ] = None,
+    walkers: Annotated[
+        int, typer.Option("-w", "--walkers", min=1, help="Independent walkers; a multiple of START's frames.")
+    ] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same trajectories.")] = 0,
+    lag_time: Annotated[
+        float | None,
+        typer.Option("--lag-time", metavar="PS", help="Refuse a checkpoint with another lag time."),
+    ] = None,
+    max_redraws: Annotated[
+        int, typer.Option("--max-redraws", min=0, help="Redraws in one step before a walker stops.")
+    ] = 100,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over instead of continuing OUT.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.  [default: torch's]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")] = False,
+) -> None:
+    """Let a molecule take picosecond steps with a score-dynamics model.
+
+    Trajectories are written as they grow: OUT, or with several walkers OUT-00, OUT-01, ...; OUT.pdb,
+    to open together with them; OUT.json, the report; OUT.state.npz, to continue from.  After Ctrl-C
+    or a kill the same command continues, and with a larger -n it extends a finished run.
+
+    \b
+    Examples:
+      zoo rollout sd-alanine-dipeptide-cg start.pdb -n 1000
+      zoo rollout sd-alanine-dipeptide-cg start.pdb -n 100000 --walkers 64 -o run.xtc
+    """
+    from zoo.rollout_command import Job, run
+
+    job = Job(
+        checkpoint=checkpoint,
+        start=start,
+        target=output if output is not None else Path(f"{start.stem}-rollout.xtc"),
+        steps=steps,
+        walkers=walkers,
+        seed=seed,
+        lag_time=lag_time,
+        max_redraws=max_redraws,
+        overwrite=overwrite,
+        threads=threads,
+        quiet=quiet,
+    )
+    raise typer.Exit(run(job))
 
 
 @app.command("list")
