@@ -23,6 +23,7 @@ from zoo.errors import (
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does the import
     from zoo.denoiser import Denoiser
     from zoo.registry import records as list_checkpoints
+    from zoo.score_dynamics import ScoreDynamics
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "Denoiser",
     "MissingExtraError",
+    "ScoreDynamics",
     "StructureError",
     "UnknownCheckpointError",
     "ZooError",
@@ -39,6 +41,7 @@ __all__ = [
 
 _LAZY = {
     "Denoiser": ("zoo.denoiser", "Denoiser"),
+    "ScoreDynamics": ("zoo.score_dynamics", "ScoreDynamics"),
     "list_checkpoints": ("zoo.registry", "records"),
 }
 

@@ -34,7 +34,8 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 #: ``callback(i, sigma, x, denoised)`` before interval i, with x (batch, *dims) at noise level sigma.
 Callback = Callable[[int, float, Tensor, Tensor], None]
 
-#: Levels of a geometric ladder over three decades of noise that make `log_prob` good to about 0.01.
+#: Levels of a geometric ladder over three decades of noise that make `log_prob` of a double well or of a
+#: four-dimensional Gaussian good to a few hundredths; twice as many make the error a quarter.
 LIKELIHOOD_LEVELS = 64
 
 
@@ -254,6 +255,10 @@ def dpm_multistep(
 
     Takes and gives what `euler` does.  The first interval and the one to zero noise are of first order:
     in the first there is no earlier evaluation, in the last no finite step of ln(sigma).
+
+    The most accurate one for few evaluations: on the double well of the tests, whose noise levels span
+    0.05 to 5, 8, 10 and 15 of them come within 4, 2.4 and 1.4 % (total variation) of the exact transition
+    density with ``centre``; Heun's method is 1.8 % off at 19, ancestral sampling 9 % at 15.
     """
     return _multistep(denoise, x, sigmas, order=2, centre=centre, callback=callback)
 
@@ -284,7 +289,7 @@ def stochastic(
     centre: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M): the reverse SDE, one evaluation per interval (arXiv:2211.01095, appendix).
+    """SDE-DPM-Solver++(2M): the reverse SDE, one evaluation per interval (arXiv:2211.01095).
 
     Takes and gives what `euler` does.  Fresh noise forgets the errors of earlier steps, which can help
     with an imperfect denoiser, but wants more levels than the ODE does with a good one.
@@ -440,8 +445,8 @@ def log_prob(
     sigmas : strictly descending levels, at least two of them positive; a final 0 is left out.
     sigma_data : standard deviation of the clean data, in the Gaussian at sigma_max.  0 gives the density
         that samplers started from N(0, sigma_max**2) draw from.
-    centre : put that Gaussian around D(x_max, sigma_max) instead of 0: for the density that samplers with
-        ``centre=True`` draw from, and closer to that of the data where their mean is not 0.
+    centre : put that Gaussian around the mean of the data that D(x_max, sigma_max) implies instead of 0:
+        for the density that samplers with ``centre=True`` draw from, and closer to that of the data.
     dimension : k, where the density lives on a subspace and it is not told by `basis`: D must then not
         depend on components outside of the subspace, or have none there.
     basis : (k, d) or (batch, k, d) orthonormal rows that span the subspace of R^d in which x and D lie;
@@ -497,7 +502,8 @@ def log_prob(
             expansion = expansion_after
 
         variance = levels[-1] ** 2 + sigma_data**2
-        x = x - denoised if centre else x
+        if centre:  # x minus the mean of the Gaussian whose denoiser is D: (x - D) variance / sigma_max**2
+            x = (x - denoised) * (variance / levels[-1] ** 2)
         flat = x.flatten(1) if subspace is None else subspace.coordinates(x)
         terminal = -(flat**2).sum(1) / (2 * variance) - k / 2 * math.log(2 * math.pi * variance)
         return terminal + integral

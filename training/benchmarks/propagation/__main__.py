@@ -1,0 +1,176 @@
+"""How well a propagator repeats MD: torsions after 1 to 100 ps, and long rollouts without a broken bond.
+
+    python -m training.benchmarks.propagation build/sd-alanine-dipeptide-cg --data md --segments segment-000
+    python -m training.benchmarks.propagation FOLDER --data md --segments ... --record
+
+**Propagation.**  Start frames are taken from held-out segments; each is propagated and compared with what
+the same MD did after the same time: the Jensen-Shannon divergence of the two (phi, psi) histograms.
+**Noise floor.**  If MD and model were the same, their results could be exchanged without anybody
+noticing.  So they are exchanged, at random, for whole blocks of 100 ps of start frames at a time (frames
+within a block share one continuation and are not independent), and the divergence is computed again,
+many times: the mean is what chance alone gives.  Next to it stands the divergence between the
+continuations of MD from even and from odd blocks: MD against MD, but only half as many frames each and
+not quite the same starts.
+**Stability.**  Many walkers, thousands of steps: redrawn steps and walkers that had to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from training.metrics import record
+from training.reference_md.segments import Segment, read_segments
+from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
+from zoo.molecules.checks import Validity
+from zoo.molecules.molecule import handedness
+from zoo.rollout import roll_out
+from zoo.score_dynamics import ScoreDynamics
+
+Array = npt.NDArray[np.float64]
+
+TIMES = (1.0, 10.0, 50.0, 100.0)  # ps
+BLOCK = 100.0  # ps
+
+
+def backbone(model: ScoreDynamics) -> list[tuple[int, int, int, int]]:
+    """Sites of phi (C-N-CA-C) and psi (N-CA-C-N) of the middle residue."""
+    labels = [(model.molecule.residue_names[i], model.molecule.names[i]) for i in model.molecule.sites]
+    site = labels.index
+    c0, n1, ca, c1, n2 = (
+        site(x) for x in (("ACE", "C"), ("ALA", "N"), ("ALA", "CA"), ("ALA", "C"), ("NME", "N"))
+    )
+    return [(c0, n1, ca, c1), (n1, ca, c1, n2)]
+
+
+def starts(
+    segments: Sequence[Segment], sites: Sequence[int], every: float
+) -> tuple[Array, dict[float, Array], npt.NDArray[np.int64]]:
+    """Start frames, the MD frames after each of `TIMES`, and the number of the block of each start."""
+    first: list[Array] = []
+    later: dict[float, list[Array]] = {t: [] for t in TIMES}
+    blocks: list[npt.NDArray[np.int64]] = []
+    n_blocks = 0
+    for segment in segments:
+        x = segment.positions[:, list(sites)].astype(np.float64)
+        last = len(x) - round(max(TIMES) / segment.dt)
+        index = np.arange(0, max(last, 0), round(every / segment.dt))
+        first.append(x[index])
+        for t in TIMES:
+            later[t].append(x[index + round(t / segment.dt)])
+        block = (index * segment.dt // BLOCK).astype(np.int64)
+        blocks.append(block + n_blocks)
+        n_blocks += int(block.max(initial=-1)) + 1
+    return np.concatenate(first), {t: np.concatenate(v) for t, v in later.items()}, np.concatenate(blocks)
+
+
+def propagate(model: ScoreDynamics, x: Array, seed: int) -> tuple[dict[float, Array], float]:
+    """Structures after each of `TIMES`, by a rollout of one walker per start; share of redrawn steps."""
+    wanted = {round(t / model.lag_time): t for t in TIMES}
+    seen: dict[float, Array] = {}
+
+    def keep(step: int, positions: Array, running: Any) -> None:
+        if step in wanted:
+            seen[wanted[step]] = positions.copy()
+
+    run = roll_out(model, x, max(wanted), len(x), seed, keep=False, observers=(keep,))
+    return seen, run.report.redrawn_fraction
+
+
+def compare(
+    md: Array, model: Array, blocks: npt.NDArray[np.int64], seed: int, n_swaps: int = 200
+) -> dict[str, float]:
+    """Divergence of two sets of (n, 2) angles and its noise floors, see the module's text."""
+    rng = np.random.default_rng(seed)
+    n = int(blocks.max()) + 1
+    a = np.stack([torsion_histogram(md[blocks == b]) for b in range(n)])
+    b = np.stack([torsion_histogram(model[blocks == k]) for k in range(n)])
+    floor = []
+    for _ in range(n_swaps):
+        swap = rng.random(n) < 0.5
+        one = np.where(swap[:, None, None], b, a).sum(0)
+        floor.append(jensen_shannon(one, (a + b).sum(0) - one))
+    divergence = jensen_shannon(a.sum(0), b.sum(0))
+    return {
+        "divergence": divergence,
+        "floor": float(np.mean(floor)),
+        "floor_95": float(np.quantile(floor, 0.95)),
+        "ratio": divergence / float(np.mean(floor)),
+        "md_halves": jensen_shannon(a[::2].sum(0), a[1::2].sum(0)),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of reference MD")
+    parser.add_argument("--segments", nargs="+", required=True, help="segments that were not trained on")
+    parser.add_argument("--every", type=float, default=1.0, help="ps between start frames")
+    parser.add_argument("--walkers", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=5000, help="steps of the stability run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    model = ScoreDynamics.from_pretrained(args.checkpoint)
+    segments = [s for f in args.data for s in read_segments(f) if s.name in args.segments]
+    missing = sorted(set(args.segments) - {s.name for s in segments})
+    if missing:
+        raise SystemExit(f"no segment {', '.join(missing)} in {', '.join(map(str, args.data))}")
+    x, later, blocks = starts(segments, model.molecule.sites, args.every)
+    hands = handedness(x, model.molecule.centres)
+    bad = sum(
+        r is not None for r in Validity(model.molecule, model.bond_lengths, hands, model.limits).check(x)
+    )
+    quadruples = backbone(model)
+    began = time.perf_counter()
+    moved, redrawn = propagate(model, x, args.seed)
+    took = time.perf_counter() - began
+    print(f"{len(x)} starts of {len(segments)} segments, {blocks.max() + 1} blocks; {bad} MD frames invalid")
+    rows: list[dict[str, Any]] = []
+    for t in TIMES:
+        row = compare(torsions(later[t], quadruples), torsions(moved[t], quadruples), blocks, args.seed)
+        rows.append({"time_ps": t, "n_starts": len(x), "n_blocks": int(blocks.max()) + 1, **row})
+        print(
+            f"{t:5.0f} ps  JS {row['divergence']:.4f}  floor {row['floor']:.4f} ({row['ratio']:.2f} x), "
+            f"MD halves {row['md_halves']:.4f}"
+        )
+    print(f"propagation: {len(x) * max(TIMES) / took:.0f} ps/s, {redrawn:.3%} redrawn")
+    command = f"python -m training.benchmarks.propagation {model.name} --data md --segments {' '.join(args.segments)}"
+    if args.record:
+        record(args.checkpoint, "propagation", rows, command=command, seed=args.seed,
+               extra={"redrawn_fraction": redrawn, "every_ps": args.every, "segments": args.segments})  # fmt: skip
+    if args.steps > 0:
+        pick = x[np.linspace(0, len(x) - 1, args.walkers).astype(int)]
+        run = roll_out(model, pick, args.steps, args.walkers, args.seed, keep=False)
+        report = run.report
+        result = {
+            "n_walkers": args.walkers,
+            "ns_per_walker": args.steps * model.lag_time / 1000,
+            "steps": report.accepted,
+            "redrawn_fraction": report.redrawn_fraction,
+            "redrawn_by_kind": report.by_kind,
+            "walkers_stopped": len(report.stopped),
+            "ps_per_second": report.ps_per_second,
+        }
+        print(report.summary())
+        if not math.isfinite(report.redrawn_fraction):
+            raise SystemExit("the stability run took no step")
+        if args.record:
+            record(args.checkpoint, "stability", [result], command=command, seed=args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,460 @@
+"""Score dynamics: molecular dynamics in picosecond steps, by sampling p(x(t + lag) | x(t)).
+
+Hsu, Sadigh, Bulatov & Zhou, J. Chem. Theory Comput. (2024), arXiv:2310.01678: a conditional diffusion
+model is trained on pairs of frames one lag time apart; a step of dynamics is one sample from it.
+
+How a transition is described here (x, x' in Å; rows are sites):
+
+1. x is expressed in its body frame.  The third axis takes the handedness of a stereocentre, so that a
+   molecule and its mirror image have the same local coordinates; where the molecule has no
+   stereocentre the mean over both handednesses is taken.  Rotations, translations and reflections are
+   therefore exact symmetries, whatever the network.
+2. x' is superposed on x (Kabsch).  What remains, y = aligned(x') - x, lies in the linear space
+   without rigid motion at x, of dimension 3 n - 6.  The diffusion model lives in that space.
+3. The rigid motion that superposition took out is put back as Brownian motion of the body frame with a
+   covariance (rotation and translation, 6 x 6) fitted to the same MD.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from zoo import checkpoint, diffusion
+from zoo.backbones.site_mlp import SiteMLP, SiteMLPConfig
+from zoo.errors import CheckpointError, StructureError
+from zoo.molecules.checks import Limits
+from zoo.molecules.molecule import Molecule, handedness
+from zoo.molecules.rigid import body_frames, centred, rotation_matrix, without_rigid_motion
+
+if TYPE_CHECKING:
+    from zoo.rollout import Rollout
+
+Array = npt.NDArray[np.float64]
+
+BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"site-mlp": (SiteMLPConfig, SiteMLP)}
+
+
+@dataclass(frozen=True)
+class ScoreDynamicsConfig:
+    """Everything but the weights that a propagator is.
+
+    Parameters
+    ----------
+    name, version : of the checkpoint.
+    molecule : graph and mapping, see `Molecule.to_json`.
+    lag_time : ps of one step.
+    frame : three sites (a, b, c) that define the body frame.
+    sigma_data : Å, standard deviation of a component of the displacement y.
+    sigma_min, sigma_max, n_levels, rho, solver : the sampler's ladder of noise levels, Å.
+    bond_lengths : Å, mean of each bond of the sites in the training data.
+    limits : tolerances of the validity checks.
+    temperature : K, of the training data.
+    forcefield : what made the training data, in words.
+    batch_slots : the network always sees this many walkers at once.
+    """
+
+    name: str
+    version: str
+    molecule: dict[str, Any]
+    lag_time: float
+    frame: tuple[int, int, int]
+    sigma_data: float
+    bond_lengths: tuple[float, ...]
+    backbone: str = "site-mlp"
+    architecture: dict[str, Any] = field(default_factory=dict)
+    sigma_min: float = 0.01
+    sigma_max: float = 3.0
+    n_levels: int = 12
+    rho: float = 7.0
+    solver: str = "dpm_multistep"
+    limits: dict[str, float] = field(default_factory=dict)
+    temperature: float = 300.0
+    forcefield: str = ""
+    batch_slots: int = 16
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["frame"] = list(self.frame)
+        data["bond_lengths"] = list(self.bond_lengths)
+        return {"kind": "score-dynamics", "units": {"length": "Å", "time": "ps"}, **data}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ScoreDynamicsConfig:
+        """Strict: unknown, missing or impossible values raise `CheckpointError`."""
+        known = {f.name for f in fields(cls)}
+        given = {
+            k: v for k, v in data.items() if k not in {"kind", "units", "format_version", "weights_sha256"}
+        }
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise CheckpointError(f"config.json has unknown keys: {', '.join(unknown)}")
+        try:
+            config = cls(
+                **{
+                    **given,
+                    "frame": tuple(int(i) for i in given["frame"]),
+                    "bond_lengths": tuple(float(b) for b in given["bond_lengths"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"config.json of a score-dynamics checkpoint is not valid: {error}"
+            ) from None
+        config.check()
+        return config
+
+    def check(self) -> None:
+        for key in ("lag_time", "sigma_data", "sigma_min", "sigma_max", "rho"):
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+                raise CheckpointError(f"config.json: {key} is {value!r}, a positive number is needed")
+        for key in ("n_levels", "batch_slots"):
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+                raise CheckpointError(f"config.json: {key} is {getattr(self, key)!r}, a count is needed")
+        if self.backbone not in BACKBONES:
+            raise CheckpointError(
+                f"config.json: backbone {self.backbone!r} is not known to this version of zoo"
+            )
+        if self.solver not in diffusion.SOLVERS:
+            raise CheckpointError(f"config.json: solver {self.solver!r} is not known to this version of zoo")
+        molecule = Molecule.from_json(self.molecule)
+        if len(set(self.frame)) != 3 or not all(0 <= i < molecule.n_sites for i in self.frame):
+            raise CheckpointError(f"config.json: frame {self.frame} must be three different sites")
+        if len(self.bond_lengths) != len(molecule.site_bonds):
+            raise CheckpointError("config.json: bond_lengths needs one length per bond of the sites")
+
+    def build(self) -> ConditionalDenoiser:
+        config_class, network = BACKBONES[self.backbone]
+        try:
+            architecture = config_class(**self.architecture)
+        except TypeError as error:
+            raise CheckpointError(f"config.json: architecture does not fit the backbone: {error}") from None
+        return ConditionalDenoiser(network(architecture), self)
+
+
+class ConditionalDenoiser(nn.Module):
+    """D(y, sigma; x): the network with EDM preconditioning, in the body frame, without rigid motion.
+
+    Buffers (part of the weights): ``rigid_factor`` (6, 6), a Cholesky factor of the covariance of
+    rotation (rad) and translation (Å) per step in the body frame; ``references`` (k, n_sites, 3),
+    training structures in their body frames; ``reference_distance`` (), Å, the distance to the nearest of
+    them that 99.9 % of held-out MD frames do not exceed.
+    """
+
+    rigid_factor: Tensor
+    references: Tensor
+    reference_distance: Tensor
+
+    def __init__(self, network: nn.Module, config: ScoreDynamicsConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.preconditioning = diffusion.Preconditioning(config.sigma_data)
+        molecule = Molecule.from_json(config.molecule)
+        self.frame = config.frame
+        self.stereocentre = molecule.stereocentres[:1]
+        self.register_buffer("rigid_factor", torch.zeros(6, 6))
+        self.register_buffer("references", torch.zeros(N_REFERENCES, molecule.n_sites, 3))
+        self.register_buffer("reference_distance", torch.ones(()))
+
+    def frames(self, positions: Tensor) -> Tensor:
+        """Body axes (batch, 3, 3) of positions (batch, n_sites, 3)."""
+        sign = None
+        if self.stereocentre:
+            sign = handedness(positions, self.stereocentre)[..., 0].to(positions.dtype)
+        return body_frames(positions, self.frame, sign)
+
+    def forward(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
+        """Denoised displacement; y and x (batch, n_sites, 3) in the body frame, sigma (batch,) Å."""
+        if self.stereocentre:
+            return self._one_hand(y, sigma, x)
+        mirror = torch.tensor([1.0, 1.0, -1.0], dtype=y.dtype, device=y.device)
+        other = self._one_hand(y * mirror, sigma, x * mirror) * mirror
+        return 0.5 * (self._one_hand(y, sigma, x) + other)
+
+    def _one_hand(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
+        p = self.preconditioning
+        raw = self.network(x, y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype)
+        wide = sigma[:, None, None]
+        return without_rigid_motion(p.c_skip(wide) * y + p.c_out(wide) * raw, x)
+
+
+#: Structures kept in a checkpoint to tell how far a start is from the training data.
+N_REFERENCES = 512
+
+
+class ScoreDynamics:
+    """A propagator over one lag time.
+
+    >>> from zoo import ScoreDynamics
+    >>> run = ScoreDynamics.from_pretrained("sd-alanine-dipeptide-cg").rollout(
+    ...     "start.pdb", n_steps=1000, n_walkers=16
+    ... )  # doctest: +SKIP
+    >>> run.trajectories  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: ScoreDynamicsConfig,
+        denoiser: ConditionalDenoiser,
+        *,
+        weights_sha256: str = "",
+        metrics: dict[str, Any] | None = None,
+        card: str = "",
+    ) -> None:
+        config.check()
+        self.config = config
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.molecule = Molecule.from_json(config.molecule)
+        self.lag_time = float(config.lag_time)
+        self.batch_slots = config.batch_slots
+        self.bond_lengths = np.array(config.bond_lengths)
+        self.limits = Limits(**config.limits)
+        self.weights_sha256 = weights_sha256
+        self.metrics = dict(metrics or {})
+        self.card = card
+        self._sigmas = diffusion.sigma_ladder(
+            config.n_levels, config.sigma_min, config.sigma_max, config.rho
+        ).to(torch.float32)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def version(self) -> str:
+        return self.config.version
+
+    @property
+    def checkpoint_id(self) -> str:
+        return f"{self.config.name}@{self.config.version}"
+
+    @property
+    def n_evaluations(self) -> int:
+        """Network evaluations per lag step."""
+        return diffusion.n_evaluations(self.config.solver, self.config.n_levels)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> ScoreDynamics:
+        """Load a checkpoint by registry name, ``name@version`` or folder.
+
+        Raises
+        ------
+        CheckpointError : the folder is damaged, of a newer format, or not a propagator.
+        UnknownCheckpointError : no such folder or name; close matches are offered.
+        """
+        folder, record = checkpoint.resolve(name_or_path)
+        stored = checkpoint.load(folder, kind="score-dynamics", sha256=record.sha256 if record else None)
+        config = ScoreDynamicsConfig.from_dict(stored.config)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # initial values are overwritten; the caller's seed is not ours
+            network = config.build().float()
+        state = network.state_dict()
+        checkpoint.check_weights({k: tuple(v.shape) for k, v in state.items()}, stored.weights, str(folder))
+        network.load_state_dict(stored.weights, strict=True)
+        return cls(
+            config,
+            network,
+            weights_sha256=str(stored.config.get("weights_sha256", "")),
+            metrics=stored.metrics,
+            card=stored.card,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the checkpoint folder; an interruption leaves the old one or the new one, never a mixture."""
+        return checkpoint.save(
+            folder, self.config.to_dict(), self.denoiser.state_dict(), metrics=self.metrics, card=self.card
+        )
+
+    # ------------------------------------------------------------------------------ one lag step
+
+    def noise(self, seed: int, walkers: Sequence[int], step: int, attempt: int) -> Array:
+        """Standard normal numbers (n, n_sites + 2, 3) that depend on nothing but the four arguments."""
+        shape = (self.molecule.n_sites + 2, 3)
+        rows = [np.random.default_rng([seed, w, step, attempt]).standard_normal(shape) for w in walkers]
+        return np.stack(rows) if rows else np.zeros((0, *shape))
+
+    def propose(self, positions: Array, walkers: Sequence[int], noise: Array) -> Array:
+        """One lag step for these walkers; nothing is checked.
+
+        Parameters
+        ----------
+        positions : (n, n_sites, 3) Å.
+        walkers : n numbers, different modulo ``batch_slots``.
+        noise : (n, n_sites + 2, 3) standard normal; the last two rows drive rotation and translation.
+
+        Returns
+        -------
+        (n, n_sites, 3) Å.  A walker always sits in the slot ``walker % batch_slots`` of a batch of fixed
+        size, so its result does not depend on the others.
+        """
+        slots = [w % self.batch_slots for w in walkers]
+        if len(set(slots)) != len(slots):
+            raise ValueError("two walkers of one call share a slot: split the call")
+        x = np.repeat(positions[:1], self.batch_slots, 0)
+        z = np.zeros((self.batch_slots, *noise.shape[1:]))
+        x[slots], z[slots] = positions, noise
+        with torch.inference_mode():
+            result: Array = self._sample(torch.from_numpy(x), torch.from_numpy(z)).numpy()
+        return result[slots]
+
+    def _sample(self, x: Tensor, noise: Tensor) -> Tensor:
+        origin = x.mean(1, keepdim=True)
+        axes = self.denoiser.frames(x)
+        local = (x - origin) @ axes
+        start = without_rigid_motion(noise[:, :-2], local).float() * self._sigmas[0]
+        solver = diffusion.SOLVERS[self.config.solver]
+        y = solver(self._conditional(local.float()), start, self._sigmas).to(x.dtype)
+        rigid = noise[:, -2:].reshape(-1, 6) @ self.denoiser.rigid_factor.to(x.dtype).mT
+        # A rotation vector is a pseudovector: in a left-handed frame it changes sign.
+        omega = torch.linalg.det(axes)[:, None] * (axes @ rigid[:, :3, None])[..., 0]
+        shift = (axes @ rigid[:, 3:, None])[..., 0]
+        moved = (local + y) @ axes.mT @ rotation_matrix(omega).mT
+        return moved + origin + shift[:, None]
+
+    def _conditional(self, local: Tensor) -> diffusion.Denoise:
+        def denoise(y: Tensor, sigma: Tensor) -> Tensor:
+            result: Tensor = self.denoiser(y, sigma.expand(len(y)), local)
+            return result
+
+        return denoise
+
+    def step(self, x: Any, generator: np.random.Generator | None = None) -> Array:
+        """One lag step of x (n_sites, 3) or (n, n_sites, 3) Å; returns the same shape.
+
+        Without a ``generator`` a fresh unseeded one is used.
+        """
+        given = np.asarray(x, dtype=np.float64)
+        positions = self._positions(given)
+        rng = generator or np.random.default_rng()
+        noise = rng.standard_normal((len(positions), self.molecule.n_sites + 2, 3))
+        moved = [
+            self.propose(
+                positions[k : k + self.batch_slots],
+                range(min(self.batch_slots, len(positions) - k)),
+                noise[k : k + self.batch_slots],
+            )
+            for k in range(0, len(positions), self.batch_slots)
+        ]
+        return np.concatenate(moved).reshape(given.shape)
+
+    # ------------------------------------------------------------------------------ densities
+
+    def score(self, x_next: Any, x: Any, sigma: float) -> Array:
+        """Gradient (1/Å) with respect to x_next of log p_sigma(x_next | x).
+
+        The density is that of the internal displacement (x_next superposed on x, rigid motion not
+        counted) convolved with a Gaussian of width ``sigma`` Å in its 3 n - 6 dimensions:
+        (D(y, sigma; x) - y) / sigma**2, turned back into the frame of x_next.  It is orthogonal to
+        translations and rotations of the superposed structure.
+
+        Parameters
+        ----------
+        x_next, x : (n_sites, 3) or (n, n_sites, 3) Å.
+        """
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma is {sigma!r}: give a positive noise level in Å")
+        given = np.asarray(x_next, dtype=np.float64)
+        y, local, axes, rotation = self._transition(x_next, x)
+        with torch.inference_mode():
+            value = diffusion.score(self._conditional(local.float()), y.float(), sigma).double()
+        lab = value @ axes.mT @ rotation
+        return lab.numpy().reshape(given.shape)
+
+    def log_prob(self, x_next: Any, x: Any, n_levels: int = diffusion.LIKELIHOOD_LEVELS) -> Array:
+        """log p(x_next | x) (n,) of the internal displacement, density per Å**(3 n_sites - 6).
+
+        By the probability-flow ODE (Song et al., arXiv:2011.13456) with the exact divergence, of the
+        density convolved with a Gaussian of width ``sigma_min``.
+        """
+        y, local, _, _ = self._transition(x_next, x)
+        sigmas = torch.logspace(
+            math.log10(self.config.sigma_max),
+            math.log10(self.config.sigma_min),
+            n_levels,
+            dtype=torch.float64,
+        ).float()
+        basis = internal_basis(local).float()
+        value = diffusion.log_prob(self._conditional(local.float()), y.float(), sigmas, basis=basis)
+        return value.double().numpy()
+
+    def _transition(self, x_next: Any, x: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        from zoo.molecules.rigid import superposition
+
+        after = torch.from_numpy(self._positions(np.asarray(x_next, dtype=np.float64)))
+        before = torch.from_numpy(self._positions(np.asarray(x, dtype=np.float64)))
+        rotation = superposition(after, before)
+        axes = self.denoiser.frames(before)
+        local = centred(before) @ axes
+        y = centred(after) @ rotation.mT @ axes - local
+        return y, local, axes, rotation
+
+    def _positions(self, x: Array) -> Array:
+        wide = x[None] if x.ndim == 2 else x
+        if wide.ndim != 3 or wide.shape[1:] != (self.molecule.n_sites, 3):
+            raise StructureError(
+                f"positions have shape {x.shape}: {self.name} moves {self.molecule.n_sites} sites "
+                f"({', '.join(self.molecule.site_names)}), so (n, {self.molecule.n_sites}, 3) is needed"
+            )
+        return np.array(wide)  # a copy: torch has no read-only tensors
+
+    # ------------------------------------------------------------------------------ rollouts
+
+    def out_of_distribution(self, positions: Array) -> Array:
+        """How unlike the training data each structure is: (n, n_sites, 3) Å -> (n,).
+
+        The root-mean-square deviation, in the body frame, to the nearest of the structures kept in
+        the checkpoint, over the one that 99.9 % of held-out MD frames do not exceed.
+        """
+        x = torch.from_numpy(self._positions(np.asarray(positions, dtype=np.float64)))
+        return (nearest_reference(self.denoiser, x) / float(self.denoiser.reference_distance)).numpy()
+
+    def rollout(self, start: Any, n_steps: int, n_walkers: int = 1, seed: int = 0, **options: Any) -> Rollout:
+        """Many lag steps from ``start``; see `zoo.rollout.roll_out` for the options and the result.
+
+        Parameters
+        ----------
+        start : PDB, GRO or other file, `mdtraj.Trajectory` (several frames: one walker each) or
+            `ase.Atoms`; atoms are matched by topology.
+        n_steps : lag steps per walker.
+
+        Raises
+        ------
+        StructureError : the start does not hold the molecule of this checkpoint, or is broken.
+        """
+        from zoo.molecules.start import load_start
+        from zoo.rollout import roll_out
+
+        reference = self.denoiser.references[0].double().numpy()
+        positions = load_start(start, self.molecule, reference if np.ptp(reference) > 0 else None)
+        if isinstance(start, str | os.PathLike):
+            options.setdefault("inputs", (start,))
+        return roll_out(self, positions, n_steps, n_walkers, seed, **options)
+
+
+def nearest_reference(denoiser: ConditionalDenoiser, positions: Tensor) -> Tensor:
+    """Å, root-mean-square deviation (n,) of positions (n, n_sites, 3) to the nearest reference structure."""
+    local = (centred(positions) @ denoiser.frames(positions)).flatten(1)
+    references = denoiser.references.to(local.dtype).flatten(1)
+    return torch.cdist(local, references).amin(1) / math.sqrt(positions.shape[1])
+
+
+def internal_basis(positions: Tensor) -> Tensor:
+    """Orthonormal rows (batch, 3 n - 6, 3 n) of the displacements without rigid motion at positions."""
+    batch, n, _ = positions.shape
+    r = centred(positions)
+    eye = torch.eye(3, dtype=r.dtype)
+    shifts = eye.repeat(1, n).expand(batch, 3, 3 * n)
+    turns = torch.stack([torch.linalg.cross(e.expand_as(r), r).flatten(1) for e in eye], 1)
+    _, _, vh = torch.linalg.svd(torch.cat([shifts, turns], 1), full_matrices=True)
+    return vh[:, 6:]
