@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training.reference_md.segments import Segment
 from zoo.diffusion import log_normal_sigma
-from zoo.molecules.rigid import centred, rotation_vector, superposition
+from zoo.molecules.rigid import centred, rotation_vector, superposition, without_rigid_motion
 from zoo.score_dynamics import ConditionalDenoiser
 
 
@@ -101,8 +101,6 @@ def make_batches(
 
 def denoising_loss(model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float) -> Tensor:
     """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal."""
-    from zoo.molecules.rigid import without_rigid_motion
-
     x = centred(batch["x"])
     x_next = centred(batch["x_next"])
     axes = model.frames(x)
@@ -112,7 +110,8 @@ def denoising_loss(model: ConditionalDenoiser, batch: dict[str, Tensor], mean: f
     noisy = y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
     error = (model(noisy, sigma, local) - y).square().mean((1, 2))
     weight = model.preconditioning.loss_weight(sigma)
-    return (weight * error).mean()
+    loss: Tensor = (weight * error).mean()
+    return loss
 
 
 def farthest_points(points: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:

@@ -314,7 +314,7 @@ class ScoreDynamics:
         local = (x - origin) @ axes
         start = without_rigid_motion(noise[:, :-2], local).float() * self._sigmas[0]
         solver = diffusion.SOLVERS[self.config.solver]
-        y = solver(self._conditional(local.float()), start, self._sigmas).to(x.dtype)
+        y = solver(self._conditional(local.float()), start, self._sigmas, centre=True).to(x.dtype)
         rigid = noise[:, -2:].reshape(-1, 6) @ self.denoiser.rigid_factor.to(x.dtype).mT
         # A rotation vector is a pseudovector: in a left-handed frame it changes sign.
         omega = torch.linalg.det(axes)[:, None] * (axes @ rigid[:, :3, None])[..., 0]
@@ -378,14 +378,17 @@ class ScoreDynamics:
         density convolved with a Gaussian of width ``sigma_min``.
         """
         y, local, _, _ = self._transition(x_next, x)
-        sigmas = torch.logspace(
-            math.log10(self.config.sigma_max),
-            math.log10(self.config.sigma_min),
-            n_levels,
-            dtype=torch.float64,
-        ).float()
+        config = self.config
+        sigmas = diffusion.sigma_ladder(n_levels, config.sigma_min, config.sigma_max, math.inf)[:-1].float()
         basis = internal_basis(local).float()
-        value = diffusion.log_prob(self._conditional(local.float()), y.float(), sigmas, basis=basis)
+        value = diffusion.log_prob(
+            self._conditional(local.float()),
+            y.float(),
+            sigmas,
+            basis=basis,
+            sigma_data=config.sigma_data,
+            centre=True,
+        )
         return value.double().numpy()
 
     def _transition(self, x_next: Any, x: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -457,4 +460,5 @@ def internal_basis(positions: Tensor) -> Tensor:
     shifts = eye.repeat(1, n).expand(batch, 3, 3 * n)
     turns = torch.stack([torch.linalg.cross(e.expand_as(r), r).flatten(1) for e in eye], 1)
     _, _, vh = torch.linalg.svd(torch.cat([shifts, turns], 1), full_matrices=True)
-    return vh[:, 6:]
+    basis: Tensor = vh[:, 6:]
+    return basis

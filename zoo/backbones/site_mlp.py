@@ -30,6 +30,10 @@ class SiteMLP(nn.Module):
     displacement changes them: bond lengths are then linear in the input, and need not be learned.
     """
 
+    first: Tensor
+    second: Tensor
+    frequencies: Tensor
+
     def __init__(self, config: SiteMLPConfig) -> None:
         super().__init__()
         n, width = config.n_sites, config.width
@@ -44,11 +48,10 @@ class SiteMLP(nn.Module):
         self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
         self.level = nn.Linear(1 + 2 * config.n_frequencies, width)
         self.leave = nn.Linear(width, 3 * n)
-        for layer in self.down:
+        for layer in (*self.down, self.leave):
+            assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
 
     def forward(self, positions: Tensor, displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
         """
@@ -80,4 +83,5 @@ class SiteMLP(nn.Module):
         told = self.level(time)
         for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
             h = h + down(nn.functional.silu(up(norm(h)) + told))
-        return self.leave(h).reshape(positions.shape)
+        result: Tensor = self.leave(h).reshape(positions.shape)
+        return result

@@ -50,7 +50,8 @@ def superposition(mobile: Tensor, target: Tensor) -> Tensor:
     u, _, vt = torch.linalg.svd(centred(target).mT @ centred(mobile))
     flip = torch.ones_like(u[:, 0])
     flip[:, 2] = torch.linalg.det(u @ vt).sign()
-    return (u * flip[:, None, :]) @ vt
+    rotation: Tensor = (u * flip[:, None, :]) @ vt
+    return rotation
 
 
 def without_rigid_motion(displacement: Tensor, positions: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ def without_rigid_motion(displacement: Tensor, positions: Tensor) -> Tensor:
     inertia = (r * r).sum((-1, -2))[:, None, None] * eye - r.mT @ r
     momentum = torch.linalg.cross(r, d).sum(-2)
     omega = torch.linalg.solve(inertia, momentum)
-    return d - torch.linalg.cross(omega[:, None, :].expand_as(r), r)
+    turning: Tensor = torch.linalg.cross(omega[:, None, :].expand_as(r), r)
+    return d - turning
 
 
 def rotation_matrix(vector: Tensor) -> Tensor:
@@ -73,7 +75,8 @@ def rotation_matrix(vector: Tensor) -> Tensor:
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     generator = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    return torch.linalg.matrix_exp(generator)
+    rotation: Tensor = torch.linalg.matrix_exp(generator)
+    return rotation
 
 
 def rotation_vector(rotation: Tensor) -> Tensor:

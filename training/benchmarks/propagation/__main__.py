@@ -147,10 +147,13 @@ def main(argv: list[str] | None = None) -> int:
             f"MD halves {row['md_halves']:.4f}"
         )
     print(f"propagation: {len(x) * max(TIMES) / took:.0f} ps/s, {redrawn:.3%} redrawn")
-    command = f"python -m training.benchmarks.propagation {model.name} --data md --segments {' '.join(args.segments)}"
+    command = (
+        f"python -m training.benchmarks.propagation {model.name} --data md "
+        f"--segments {' '.join(args.segments)}"
+    )
     if args.record:
-        record(args.checkpoint, "propagation", rows, command=command, seed=args.seed,
-               extra={"redrawn_fraction": redrawn, "every_ps": args.every, "segments": args.segments})  # fmt: skip
+        extra = {"redrawn_fraction": redrawn, "every_ps": args.every, "segments": args.segments}
+        record(args.checkpoint, "propagation", rows, command=command, seed=args.seed, extra=extra)
     if args.steps > 0:
         pick = x[np.linspace(0, len(x) - 1, args.walkers).astype(int)]
         run = roll_out(model, pick, args.steps, args.walkers, args.seed, keep=False)
