@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from training.loop import LOG, LoopConfig, train
+from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from training.transitions import (
     Transitions,
@@ -174,6 +175,24 @@ def main(argv: list[str] | None = None) -> int:
     finish(model, pairs, validation)
     save(args.out, config.to_dict(), model.state_dict())
     rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    result = {
+        "n_parameters": n_parameters,
+        "n_steps": rows[-1]["step"],
+        "samples_per_step": data.batch_size,
+        "minutes": round(rows[-1]["seconds"] / 60, 1),
+        "samples_per_second": round(rows[-1]["step"] * data.batch_size / rows[-1]["seconds"]),
+        "threads": args.threads,
+        "n_pairs": len(pairs),
+        "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
+    }
+    record(
+        args.out,
+        "training",
+        [result],
+        command=f"python -m training.sd_alanine_dipeptide_cg --data md --hold-out {' '.join(args.hold_out)}",
+        seed=args.seed,
+        extra={"loop": asdict(loop), "data": asdict(data), "segments": [s.name for s in kept]},
+    )
     print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")
     return 0
 

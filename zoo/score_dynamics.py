@@ -80,7 +80,7 @@ class ScoreDynamicsConfig:
     limits: dict[str, float] = field(default_factory=dict)
     temperature: float = 300.0
     forcefield: str = ""
-    batch_slots: int = 16
+    batch_slots: int = 32
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)

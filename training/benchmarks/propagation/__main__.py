@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--walkers", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5000, help="steps of the stability run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["propagation", "stability"], help="run one of the two")
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -133,11 +134,24 @@ def main(argv: list[str] | None = None) -> int:
     bad = sum(
         r is not None for r in Validity(model.molecule, model.bond_lengths, hands, model.limits).check(x)
     )
+    command = (
+        f"python -m training.benchmarks.propagation {model.name} --data md "
+        f"--segments {' '.join(args.segments)}"
+    )
+    print(f"{len(x)} starts of {len(segments)} segments, {blocks.max() + 1} blocks; {bad} MD frames invalid")
+    if args.only != "stability":
+        _propagation(model, args, (x, later, blocks), command)
+    if args.only != "propagation":
+        _stability(model, args, x, command)
+    return 0
+
+
+def _propagation(model: ScoreDynamics, args: argparse.Namespace, data: Any, command: str) -> None:
+    x, later, blocks = data
     quadruples = backbone(model)
     began = time.perf_counter()
     moved, redrawn = propagate(model, x, args.seed)
     took = time.perf_counter() - began
-    print(f"{len(x)} starts of {len(segments)} segments, {blocks.max() + 1} blocks; {bad} MD frames invalid")
     rows: list[dict[str, Any]] = []
     for t in TIMES:
         row = compare(torsions(later[t], quadruples), torsions(moved[t], quadruples), blocks, args.seed)
@@ -147,32 +161,29 @@ def main(argv: list[str] | None = None) -> int:
             f"MD halves {row['md_halves']:.4f}"
         )
     print(f"propagation: {len(x) * max(TIMES) / took:.0f} ps/s, {redrawn:.3%} redrawn")
-    command = (
-        f"python -m training.benchmarks.propagation {model.name} --data md "
-        f"--segments {' '.join(args.segments)}"
-    )
     if args.record:
         extra = {"redrawn_fraction": redrawn, "every_ps": args.every, "segments": args.segments}
         record(args.checkpoint, "propagation", rows, command=command, seed=args.seed, extra=extra)
-    if args.steps > 0:
-        pick = x[np.linspace(0, len(x) - 1, args.walkers).astype(int)]
-        run = roll_out(model, pick, args.steps, args.walkers, args.seed, keep=False)
-        report = run.report
-        result = {
-            "n_walkers": args.walkers,
-            "ns_per_walker": args.steps * model.lag_time / 1000,
-            "steps": report.accepted,
-            "redrawn_fraction": report.redrawn_fraction,
-            "redrawn_by_kind": report.by_kind,
-            "walkers_stopped": len(report.stopped),
-            "ps_per_second": report.ps_per_second,
-        }
-        print(report.summary())
-        if not math.isfinite(report.redrawn_fraction):
-            raise SystemExit("the stability run took no step")
-        if args.record:
-            record(args.checkpoint, "stability", [result], command=command, seed=args.seed)
-    return 0
+
+
+def _stability(model: ScoreDynamics, args: argparse.Namespace, x: Array, command: str) -> None:
+    pick = x[np.linspace(0, len(x) - 1, args.walkers).astype(int)]
+    run = roll_out(model, pick, args.steps, args.walkers, args.seed, keep=False)
+    report = run.report
+    result = {
+        "n_walkers": args.walkers,
+        "ns_per_walker": args.steps * model.lag_time / 1000,
+        "steps": report.accepted,
+        "redrawn_fraction": report.redrawn_fraction,
+        "redrawn_by_kind": report.by_kind,
+        "walkers_stopped": len(report.stopped),
+        "ps_per_second": report.ps_per_second,
+    }
+    print(report.summary())
+    if not math.isfinite(report.redrawn_fraction):
+        raise SystemExit("the stability run took no step")
+    if args.record:
+        record(args.checkpoint, "stability", [result], command=command, seed=args.seed)
 
 
 if __name__ == "__main__":
