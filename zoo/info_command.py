@@ -54,7 +54,8 @@ def show(name: str, *, as_json: bool, console: Console) -> None:
         console.print()
         _show_section(title, section, console)
     if record is not None:
-        console.print(f"\nload it: Denoiser.from_pretrained({record.name!r})", highlight=False)
+        loader = "ScoreDynamics" if record.kind == "score-dynamics" else "Denoiser"
+        console.print(f"\nload it: {loader}.from_pretrained({record.name!r})", highlight=False)
     else:
         console.print(f"\ncard: {escape(str(folder / checkpoint.CARD))}", highlight=False, soft_wrap=True)
 
