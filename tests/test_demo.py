@@ -52,16 +52,19 @@ def test_the_bundled_snapshot_is_small() -> None:
 
 
 def test_demo_writes_table_structures_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        sys.modules, "zoo.denoiser", SimpleNamespace(Denoiser=_Oracle)
-    )  # no torch, no weights
+    monkeypatch.setitem(sys.modules, "zoo.denoiser", SimpleNamespace(Denoiser=_Oracle))  # no weights
     monkeypatch.setattr(demo, "_PIXELS", 120)
+    monkeypatch.setattr(demo, "WALKERS", 2)
+    monkeypatch.setattr(demo, "LAG_STEPS", 3)
     out = io.StringIO()
     assert demo.run(tmp_path / "demo", console=Console(file=out, width=100)) == 0
     text = out.getvalue()
     assert "100.00 %" in text and "fcc" in text and "3 steps" in text
     names = sorted(path.name for path in (tmp_path / "demo").iterdir())
-    assert names == ["al-after.extxyz", "al-before.extxyz", "al.png"]
+    assert names == [
+        "al-after.extxyz", "al-before.extxyz", "al.png", "dipeptide.pdb", "dipeptide.png", "dipeptide.xtc",
+    ]  # fmt: skip
+    assert "2 walkers, 6 steps" in text
     after = read(tmp_path / "demo" / "al-after.extxyz")
     assert (after.arrays["structure_type"] == crystals.FCC).all()
     before = read(tmp_path / "demo" / "al-before.extxyz")

@@ -1,4 +1,4 @@
-"""The demonstration: denoise a real snapshot of molecular dynamics near melting.
+"""The demonstration: denoise a real snapshot of molecular dynamics near melting, then roll a molecule out.
 
 The snapshot (aluminium, 2048 atoms, at its melting point) ships with the package; `zoo/data/README.md`
 says how it was made.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import time
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 CHECKPOINT = "denoiser-elements"
 SNAPSHOT = "al-melting-point.extxyz.gz"
 STEPS = 10
+PROPAGATOR = "sd-alanine-dipeptide-cg"
+DIPEPTIDE = "alanine-dipeptide.pdb"
+WALKERS, LAG_STEPS = 32, 300
 _PIXELS = 760  # per panel of the picture
 
 
@@ -56,7 +59,7 @@ def fraction_table(before: dict[str, float], after: dict[str, float], title: str
 
 
 def run(folder: Path, *, console: Console) -> int:
-    """Denoise the bundled snapshot and leave the structures and a picture in ``folder``.
+    """Denoise the snapshot, roll the dipeptide out; structures and pictures go to ``folder``.
 
     Writes ``al-before.extxyz`` and ``al-after.extxyz`` (both with a per-atom ``structure_type``) and
     ``al.png``.  Returns the exit status, 0.
@@ -114,9 +117,44 @@ def run(folder: Path, *, console: Console) -> int:
     paths.append(before_after(before, after, labels_before, labels_after, picture, title, pixels=_PIXELS))
     codes = ", ".join(f"{i} {name}" for i, name in enumerate(crystals.STRUCTURES))
     console.print(f"\nstructure_type: {codes}", soft_wrap=True)
+    console.print()
+    paths += roll_out_dipeptide(folder, console=console)
     for path in paths:
         console.print(f"wrote {escape(str(path))}", soft_wrap=True)
     return 0
+
+
+def roll_out_dipeptide(folder: Path, *, console: Console) -> list[Path]:
+    """Roll the bundled alanine dipeptide out; writes a trajectory, its topology and a Ramachandran picture.
+
+    Raises
+    ------
+    MissingExtraError : matplotlib is not installed.
+    ZooError : the folder cannot be written.
+    """
+    from zoo.analysis.kinetics import torsions
+    from zoo.analysis.ramachandran import backbone_torsions, ramachandran
+    from zoo.score_dynamics import ScoreDynamics
+
+    model = ScoreDynamics.from_pretrained(PROPAGATOR)
+    console.print(
+        f"Alanine dipeptide in water: {WALKERS} walkers x {LAG_STEPS} steps of {model.lag_time:g} ps "
+        f"with {PROPAGATOR} ..."
+    )
+    with as_file(files("zoo.data").joinpath(DIPEPTIDE)) as start:
+        run = model.rollout(start, LAG_STEPS, WALKERS, seed=0)
+    console.print(run.report.summary())
+    quadruples = backbone_torsions(model.molecule)
+    angles = np.concatenate([torsions(t.xyz, quadruples) for t in run.trajectories])
+    first = run.trajectories[0]
+    xtc, pdb = folder / "dipeptide.xtc", folder / "dipeptide.pdb"
+    try:
+        first.save_xtc(str(xtc))
+        first[0].save_pdb(str(pdb))
+    except OSError as error:
+        raise ZooError(f"cannot write into {folder}: {error.strerror or error}") from error
+    title = f"{WALKERS * LAG_STEPS * model.lag_time / 1000:g} ns of {PROPAGATOR}"
+    return [xtc, pdb, ramachandran(angles, folder / "dipeptide.png", title, angles[0])]
 
 
 def _percent(share: float) -> str:

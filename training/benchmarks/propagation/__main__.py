@@ -31,6 +31,7 @@ import torch
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
+from zoo.analysis.ramachandran import backbone_torsions
 from zoo.molecules.checks import Validity
 from zoo.molecules.molecule import handedness
 from zoo.rollout import roll_out
@@ -40,16 +41,6 @@ Array = npt.NDArray[np.float64]
 
 TIMES = (1.0, 10.0, 50.0, 100.0)  # ps
 BLOCK = 100.0  # ps
-
-
-def backbone(model: ScoreDynamics) -> list[tuple[int, int, int, int]]:
-    """Sites of phi (C-N-CA-C) and psi (N-CA-C-N) of the middle residue."""
-    labels = [(model.molecule.residue_names[i], model.molecule.names[i]) for i in model.molecule.sites]
-    site = labels.index
-    c0, n1, ca, c1, n2 = (
-        site(x) for x in (("ACE", "C"), ("ALA", "N"), ("ALA", "CA"), ("ALA", "C"), ("NME", "N"))
-    )
-    return [(c0, n1, ca, c1), (n1, ca, c1, n2)]
 
 
 def starts(
@@ -148,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _propagation(model: ScoreDynamics, args: argparse.Namespace, data: Any, command: str) -> None:
     x, later, blocks = data
-    quadruples = backbone(model)
+    quadruples = backbone_torsions(model.molecule)
     began = time.perf_counter()
     moved, redrawn = propagate(model, x, args.seed)
     took = time.perf_counter() - began
