@@ -490,7 +490,7 @@ def test_list_has_every_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     text = capsys.readouterr().out
     for record in records():
-        assert f"{record.name}  {record.version}" in " ".join(text.split(" "))
+        assert f"{record.name} {record.version} {record.kind}" in " ".join(text.split())
 
 
 def checkpoint_folder(path: Path, **config: object) -> Path:
