@@ -1,8 +1,9 @@
-"""The training loop: exact resume, exponential moving average, a log one can plot.
+"""The training loop: exact resume, exponential moving average, many devices, a log one can plot.
 
-Needs torch, numpy and safetensors only.  The loss of step k must depend on nothing but the
-parameters and ``np.random.default_rng([seed, k])``; then a run that was killed and started again
-gives bit for bit the parameters of one that was not (same machine, same number of threads).
+Needs torch, numpy, safetensors and, for other devices than this process's CPU, accelerate.  The loss of
+step k must depend on nothing but the parameters and ``np.random.default_rng([seed, k])``; then a run
+that was killed and started again gives bit for bit the parameters of one that was not (same machine,
+same number of threads).
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +25,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 STATE = "state.safetensors"
 LOG = "log.jsonl"
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class LoopConfig:
     seed: int = 0
     checkpoint_every: float = 120.0  # seconds
     log_every: int = 50  # steps
+    precision: str = "fp32"  # or "bf16": what the losses let networks multiply in; all else is float32
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -61,6 +68,10 @@ def train(
     workers: int = 1,
     report: Callable[[dict[str, float]], None] = lambda row: None,
     stop_after: int | None = None,
+    samples_per_step: int | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    accelerator: Accelerator | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise the sum of ``losses`` and return the averaged parameters.
 
@@ -73,26 +84,44 @@ def train(
         gradients are added in the order of the terms.
     report : called with a row of the log every ``log_every`` steps.
     stop_after : stop (after saving) once this many steps are done; for tests and time limits.
+    samples_per_step : of all processes together; rows of the log then have ``samples_per_second``, the
+        speed since the row before.
+    evaluate : (model with the averaged parameters) -> more entries for each row of the log.
+    accelerator : where to compute.  The batch is then a dict of tensors; each process works on every
+        n-th row of it, and gradients are averaged over the processes, so the result is that of one
+        process but for rounding.  Without it, on the CPU of this process.
+    settings : what else must not change between a state and its continuation, such as the data's sha256.
 
     Raises
     ------
-    ValueError : the folder holds the state of a run with another configuration.
+    ValueError : the folder holds the state of a run with another configuration, or an unknown precision.
     """
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"precision {config.precision!r} is none of {', '.join(PRECISIONS)}")
     folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cpu") if accelerator is None else accelerator.device
+    model.to(device)
     names = [name for name, _ in model.named_parameters()]
     parameters = [p for _, p in model.named_parameters()]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     average = [p.detach().clone() for p in parameters]
-    step, spent = _resume(folder, config, names, parameters, optimizer, average)
+    is_main = accelerator is None or accelerator.is_main_process
+    step, spent = _resume(folder, _settings(config, settings), names, parameters, optimizer, average, is_main)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # nobody writes before all have read
     saved = time.monotonic()
     started = time.monotonic() - spent
     recent: list[float] = []
+    since, seconds_since = step, spent
     last = config.n_steps if stop_after is None else min(stop_after, config.n_steps)
     pool = ThreadPoolExecutor(workers)
     for rng, batch in _ahead(make_batch, config.seed, step, last):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        value = _gradients(pool, parameters, losses(model, batch, rng, step))
+        terms = losses(model, _share(batch, accelerator), rng, step)
+        value = _gradients(pool, parameters, terms)
+        if accelerator is not None and accelerator.num_processes > 1:
+            value = _mean_over_processes(accelerator, parameters, value)
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
         step += 1
@@ -102,22 +131,34 @@ def train(
             for a, p in zip(average, parameters, strict=True):
                 a.lerp_(p, 1 - decay)
         recent.append(value)
-        if step % config.log_every == 0 or step == last:
+        if is_main and (step % config.log_every == 0 or step == last):
             seconds = time.monotonic() - started
             row = {"step": step, "loss": float(np.mean(recent)), "seconds": round(seconds, 1)}
+            if samples_per_step is not None:
+                speed = samples_per_step * (step - since) / max(seconds - seconds_since, 1e-9)
+                row["samples_per_second"] = round(speed, 1)
+            if evaluate is not None:
+                with _parameters_replaced(parameters, average):
+                    row.update(evaluate(model))
             recent.clear()
             with (folder / LOG).open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             report({**row, "n_steps": config.n_steps})
-        if time.monotonic() - saved > config.checkpoint_every or step == last:
-            _save(folder, config, step, time.monotonic() - started, names, parameters, optimizer, average)
+            since, seconds_since = step, time.monotonic() - started
+        if is_main and (time.monotonic() - saved > config.checkpoint_every or step == last):
+            spent = time.monotonic() - started
+            _save(folder, _settings(config, settings), step, spent, names, parameters, optimizer, average)
             saved = time.monotonic()
     pool.shutdown()
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
     return dict(zip(names, average, strict=True))
 
 
 def _gradients(
-    pool: ThreadPoolExecutor, parameters: list[nn.Parameter], terms: Sequence[Callable[[], Tensor]]
+    pool: ThreadPoolExecutor,
+    parameters: list[nn.Parameter],
+    terms: Sequence[Callable[[], Tensor]],
 ) -> float:
     """Set the gradients of the sum of ``terms``; returns its value."""
 
@@ -134,6 +175,39 @@ def _gradients(
     for p, s in zip(parameters, sums, strict=True):
         p.grad = s
     return total
+
+
+def _share(batch: Any, accelerator: Accelerator | None) -> Any:
+    """The rows of a batch that are this process's, on its device."""
+    if accelerator is None:
+        return batch
+    rank, n = accelerator.process_index, accelerator.num_processes
+    return {key: value[rank::n].to(accelerator.device) for key, value in batch.items()}
+
+
+def _mean_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter], value: float) -> float:
+    """Average gradients, and the value of the loss, over the processes in one exchange."""
+    gradients = [p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients if g is not None] + [gradients[0].new_tensor([value])])  # type: ignore[union-attr]
+    mean: Tensor = accelerator.reduce(flat, reduction="mean")
+    position = 0
+    for p in parameters:
+        p.grad = mean[position : position + p.numel()].view_as(p).clone()
+        position += p.numel()
+    return float(mean[-1])
+
+
+@contextmanager
+def _parameters_replaced(parameters: list[nn.Parameter], others: list[Tensor]) -> Iterator[None]:
+    own = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, other in zip(parameters, others, strict=True):
+            p.copy_(other)
+        try:
+            yield
+        finally:
+            for p, value in zip(parameters, own, strict=True):
+                p.copy_(value)
 
 
 def _ahead(
@@ -154,9 +228,13 @@ def _ahead(
             yield current
 
 
+def _settings(config: LoopConfig, settings: Mapping[str, str] | None) -> dict[str, Any]:
+    return {**asdict(config), **(settings or {})}
+
+
 def _save(
     folder: Path,
-    config: LoopConfig,
+    settings: dict[str, Any],
     step: int,
     seconds: float,
     names: list[str],
@@ -171,7 +249,7 @@ def _save(
         tensors[f"average.{name}"] = a
         for key in ("exp_avg", "exp_avg_sq", "step"):
             tensors[f"{key}.{name}"] = state[key]
-    metadata = {"step": str(step), "seconds": repr(seconds), "config": json.dumps(asdict(config))}
+    metadata = {"step": str(step), "seconds": repr(seconds), "config": json.dumps(settings)}
     partial = folder / (STATE + ".partial")
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
     os.replace(partial, folder / STATE)
@@ -179,21 +257,23 @@ def _save(
 
 def _resume(
     folder: Path,
-    config: LoopConfig,
+    settings: dict[str, Any],
     names: list[str],
     parameters: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: list[Tensor],
+    is_main: bool,
 ) -> tuple[int, float]:
     """Load an existing state into the arguments; returns the steps done and the seconds spent."""
     path = folder / STATE
     if not path.exists():
-        (folder / LOG).unlink(missing_ok=True)
+        if is_main:
+            (folder / LOG).unlink(missing_ok=True)
         return 0, 0.0
     with safe_open(path, framework="pt") as state:
         metadata = state.metadata()
-        before = json.loads(metadata["config"])
-        changed = [k for k, v in asdict(config).items() if before.get(k) != v and not k.endswith("_every")]
+        before = {"precision": "fp32", **json.loads(metadata["config"])}
+        changed = [k for k, v in settings.items() if before.get(k) != v and not k.endswith("_every")]
         if changed:
             raise ValueError(
                 f"{path} was trained with other settings ({', '.join(changed)}): "
@@ -204,11 +284,12 @@ def _resume(
                 p.copy_(state.get_tensor(f"model.{name}"))
                 a.copy_(state.get_tensor(f"average.{name}"))
                 optimizer.state[p] = {
-                    key: state.get_tensor(f"{key}.{name}") for key in ("exp_avg", "exp_avg_sq", "step")
+                    key: state.get_tensor(f"{key}.{name}").to("cpu" if key == "step" else p.device)
+                    for key in ("exp_avg", "exp_avg_sq", "step")
                 }
     step = int(metadata["step"])
     log = folder / LOG
-    if log.exists():  # rows after the saved state will be written again
+    if is_main and log.exists():  # rows after the saved state will be written again
         rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
         log.write_text("".join(row + "\n" for row in rows))
     return step, float(metadata["seconds"])

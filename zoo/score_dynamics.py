@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, diffusion
 from zoo.backbones.site_mlp import SiteMLP, SiteMLPConfig
+from zoo.backbones.site_transformer import SiteTransformer, SiteTransformerConfig
 from zoo.errors import CheckpointError, StructureError
 from zoo.molecules.checks import Limits
 from zoo.molecules.molecule import Molecule, handedness
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"site-mlp": (SiteMLPConfig, SiteMLP)}
+BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
+    "site-mlp": (SiteMLPConfig, SiteMLP),
+    "site-transformer": (SiteTransformerConfig, SiteTransformer),
+}
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,23 @@ class ScoreDynamicsConfig:
             architecture = config_class(**self.architecture)
         except TypeError as error:
             raise CheckpointError(f"config.json: architecture does not fit the backbone: {error}") from None
-        return ConditionalDenoiser(network(architecture), self)
+        molecule = Molecule.from_json(self.molecule)
+        return ConditionalDenoiser(
+            network(architecture), self.sigma_data, self.frame, molecule.n_sites, molecule.stereocentres[:1]
+        )
 
 
 class ConditionalDenoiser(nn.Module):
     """D(y, sigma; x): the network with EDM preconditioning, in the body frame, without rigid motion.
+
+    Parameters
+    ----------
+    network : (x, y, c_in, level) -> raw output (batch, n_sites, 3), see `zoo.backbones.site_mlp`.
+    sigma_data : Å.
+    frame : three sites that define the body frame.
+    stereocentre : none or one of `Molecule.stereocentres`, which gives the frame its handedness.
+
+    ``bf16`` (default False) lets the network, and nothing else, multiply in bfloat16.
 
     Buffers (part of the weights): ``rigid_factor`` (6, 6), a Cholesky factor of the covariance of
     rotation (rad) and translation (Å) per step in the body frame; ``references`` (k, n_sites, 3),
@@ -155,15 +171,22 @@ class ConditionalDenoiser(nn.Module):
     references: Tensor
     reference_distance: Tensor
 
-    def __init__(self, network: nn.Module, config: ScoreDynamicsConfig) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float,
+        frame: tuple[int, int, int],
+        n_sites: int,
+        stereocentre: Sequence[tuple[int, int, int, int]] = (),
+    ) -> None:
         super().__init__()
         self.network = network
-        self.preconditioning = diffusion.Preconditioning(config.sigma_data)
-        molecule = Molecule.from_json(config.molecule)
-        self.frame = config.frame
-        self.stereocentre = molecule.stereocentres[:1]
+        self.preconditioning = diffusion.Preconditioning(sigma_data)
+        self.frame = frame
+        self.stereocentre = tuple(stereocentre)
+        self.bf16 = False
         self.register_buffer("rigid_factor", torch.zeros(6, 6))
-        self.register_buffer("references", torch.zeros(N_REFERENCES, molecule.n_sites, 3))
+        self.register_buffer("references", torch.zeros(N_REFERENCES, n_sites, 3))
         self.register_buffer("reference_distance", torch.ones(()))
 
     def frames(self, positions: Tensor) -> Tensor:
@@ -183,7 +206,8 @@ class ConditionalDenoiser(nn.Module):
 
     def _one_hand(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
         p = self.preconditioning
-        raw = self.network(x, y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            raw = self.network(x, y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype)
         wide = sigma[:, None, None]
         return without_rigid_motion(p.c_skip(wide) * y + p.c_out(wide) * raw, x)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from ase.data import atomic_numbers, covalent_radii
-from ase.data.vdw import vdw_radii
 
 from zoo.molecules.molecule import Molecule, handedness
 
@@ -161,6 +159,10 @@ def _squared_distances(positions: Array, pairs: npt.NDArray[np.int64]) -> Array:
 
 
 def _vdw_radius(element: str) -> float:
+    # Imported here so that networks can be trained where there is no ASE.
+    from ase.data import atomic_numbers, covalent_radii
+    from ase.data.vdw import vdw_radii
+
     number = atomic_numbers[element]
     radius = float(vdw_radii[number]) if number < len(vdw_radii) else float("nan")
     # the table has gaps; a van der Waals radius is about 0.8 Å more than the covalent one

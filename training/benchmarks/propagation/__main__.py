@@ -125,21 +125,24 @@ def main(argv: list[str] | None = None) -> int:
     bad = sum(
         r is not None for r in Validity(model.molecule, model.bond_lengths, hands, model.limits).check(x)
     )
-    command = (
-        f"python -m training.benchmarks.propagation {model.name} --data md "
-        f"--segments {' '.join(args.segments)}"
+    far = float(model.out_of_distribution(x).max())
+    options = f"--data md --segments {' '.join(args.segments)} --every {args.every:g} --seed {args.seed}"
+    command = f"python -m training.benchmarks.propagation {model.name} {options}"
+    print(
+        f"{len(x)} starts of {len(segments)} segments, {blocks.max() + 1} blocks; {bad} MD frames invalid, "
+        f"out-of-distribution score up to {far:.2f}"
     )
-    print(f"{len(x)} starts of {len(segments)} segments, {blocks.max() + 1} blocks; {bad} MD frames invalid")
     if args.only != "stability":
         _propagation(model, args, (x, later, blocks), command)
     if args.only != "propagation":
-        _stability(model, args, x, command)
+        _stability(model, args, x, f"{command} --walkers {args.walkers} --steps {args.steps}")
     return 0
 
 
 def _propagation(model: ScoreDynamics, args: argparse.Namespace, data: Any, command: str) -> None:
     x, later, blocks = data
     quadruples = backbone_torsions(model.molecule)
+    right = torsions(x, quadruples)[:, 0] > 0
     began = time.perf_counter()
     moved, redrawn = propagate(model, x, args.seed)
     took = time.perf_counter() - began
@@ -153,7 +156,12 @@ def _propagation(model: ScoreDynamics, args: argparse.Namespace, data: Any, comm
         )
     print(f"propagation: {len(x) * max(TIMES) / took:.0f} ps/s, {redrawn:.3%} redrawn")
     if args.record:
-        extra = {"redrawn_fraction": redrawn, "every_ps": args.every, "segments": args.segments}
+        extra = {
+            "redrawn_fraction": redrawn,
+            "every_ps": args.every,
+            "segments": args.segments,
+            "starts_with_positive_phi": int(right.sum()),
+        }
         record(args.checkpoint, "propagation", rows, command=command, seed=args.seed, extra=extra)
 
 

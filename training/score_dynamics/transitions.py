@@ -1,7 +1,4 @@
-"""Pairs of frames one lag time apart, whole segments held out, and the loss of score dynamics.
-
-Needs torch and numpy only, so that a training loop runs wherever these are.
-"""
+"""Pairs of frames one lag time apart, and the loss of score dynamics; torch and numpy only."""
 
 from __future__ import annotations
 
@@ -23,14 +20,24 @@ from zoo.score_dynamics import ConditionalDenoiser
 
 @dataclass(frozen=True)
 class Transitions:
-    """before, after (n_pairs, n_sites, 3) Å float32, ``lag_time`` ps apart."""
+    """All pairs of frames ``lag`` frames apart that do not cross from one segment into the next.
 
-    before: Tensor
-    after: Tensor
+    frames (n_frames, n_sites, 3) Å float32, all segments one after another; ``origins`` (n_pairs,), the
+    index of each pair's first frame; ``lag_time`` ps.
+    """
+
+    frames: Tensor
+    origins: Tensor
+    lag: int
     lag_time: float
 
     def __len__(self) -> int:
-        return len(self.before)
+        return len(self.origins)
+
+    def pairs(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Frames before and after (n, n_sites, 3) Å of some pairs."""
+        origins = self.origins[index]
+        return self.frames[origins], self.frames[origins + self.lag]
 
 
 def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: float) -> Transitions:
@@ -40,24 +47,31 @@ def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: flo
     ------
     ValueError : no pairs, or the lag time is no multiple of the interval between frames.
     """
-    before, after = [], []
+    frames: list[Tensor] = []
+    origins: list[Tensor] = []
+    offset, lags = 0, set()
     for segment in segments:
         lag = round(lag_time / segment.dt)
         if lag < 1 or not math.isclose(lag * segment.dt, lag_time, rel_tol=1e-6):
             raise ValueError(
                 f"{segment.path}: frames every {segment.dt} ps do not make a lag of {lag_time} ps"
             )
-        x = centred(torch.from_numpy(np.ascontiguousarray(segment.positions[:, list(sites)])).double())
-        before.append(x[:-lag].float())
-        after.append(x[lag:].float())
-    if not before or not sum(map(len, before)):
+        x = torch.from_numpy(np.ascontiguousarray(segment.positions[:, list(sites)])).double()
+        # Single precision has four decimals left of Å at 1000 Å from the origin, so come nearer.
+        frames.append((x - x[:1].mean(1, keepdim=True)).float())
+        origins.append(offset + torch.arange(max(len(x) - lag, 0)))
+        offset += len(x)
+        lags.add(lag)
+    if not origins or not sum(map(len, origins)):
         raise ValueError("no pairs of frames: the segments are shorter than the lag time")
-    return Transitions(torch.cat(before), torch.cat(after), lag_time)
+    if len(lags) > 1:
+        raise ValueError("the segments have different intervals between frames")
+    return Transitions(torch.cat(frames), torch.cat(origins), lags.pop(), lag_time)
 
 
-def local_displacements(model: ConditionalDenoiser, pairs: Transitions) -> tuple[Tensor, Tensor]:
+def local_displacements(model: ConditionalDenoiser, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """Structures and displacements (n_pairs, n_sites, 3) in the body frame, Å."""
-    x, x_next = centred(pairs.before), centred(pairs.after)
+    x, x_next = centred(before), centred(after)
     axes = model.frames(x)
     aligned = x_next @ superposition(x_next, x).mT
     return x @ axes, (aligned - x) @ axes
@@ -73,25 +87,25 @@ def rigid_motion(model: ConditionalDenoiser, before: Tensor, after: Tensor) -> T
 
 
 def make_batches(
-    pairs: Transitions, batch_size: int, condition_noise: float, n_sites: int
+    data: Transitions, batch_size: int, condition_noise: float
 ) -> Callable[[np.random.Generator], dict[str, Tensor]]:
     """Draws everything random of a step from its generator; the arrays are those of the loss."""
+    n_sites = data.frames.shape[1]
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        index = torch.from_numpy(rng.integers(len(pairs), size=batch_size))
+        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=batch_size)))
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
         # Evenly spread quantiles: every step sees all noise levels, which makes its loss less noisy.
         quantiles = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
-        x = pairs.before[index]
         # The structures that a rollout visits are not exactly those of MD; a little noise on the
         # condition, but not on the target, teaches the way back.
-        shaken = x + condition_noise * normal((batch_size, n_sites, 3))
+        shaken = centred(before) + condition_noise * normal((batch_size, n_sites, 3))
         return {
             "x": shaken,
-            "x_next": pairs.after[index],
+            "x_next": centred(after),
             "noise": normal((batch_size, n_sites, 3)),
             "quantiles": torch.from_numpy(quantiles.astype(np.float32)).clamp(1e-6, 1 - 1e-6),
         }
@@ -101,11 +115,7 @@ def make_batches(
 
 def denoising_loss(model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float) -> Tensor:
     """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal."""
-    x = centred(batch["x"])
-    x_next = centred(batch["x_next"])
-    axes = model.frames(x)
-    local = x @ axes
-    y = x_next @ superposition(x_next, x).mT @ axes - local
+    local, y = local_displacements(model, batch["x"], batch["x_next"])
     sigma = log_normal_sigma(batch["quantiles"], mean, std)
     noisy = y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
     error = (model(noisy, sigma, local) - y).square().mean((1, 2))

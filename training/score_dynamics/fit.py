@@ -1,0 +1,187 @@
+"""Train a propagator on packed data, on one device or many; needs torch, numpy, safetensors, accelerate.
+
+    python -m training.score_dynamics.fit data.safetensors state --steps 20000
+    python -m training.score_dynamics.fit data.safetensors state --steps 20000 --precision bf16 --threads 2
+    accelerate launch --num_processes 4 -m training.score_dynamics.fit data.safetensors state --steps 20000
+
+Saves its state every two minutes, and continues from it when the same command is run again: an
+interrupted run ends with bit for bit the parameters of an uninterrupted one.  Every report is a line here
+and in state/log.jsonl, and a point of state/curve.png where Matplotlib is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from training.curve import draw_curve
+from training.loop import PRECISIONS, LoopConfig, train
+from training.score_dynamics.packed import Packed, read_packed
+from training.score_dynamics.transitions import denoising_loss, make_batches
+from zoo.errors import ZooError
+from zoo.score_dynamics import ConditionalDenoiser
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+N_CHECK = 4096  # validation pairs for the curve
+
+
+def fit(
+    packed: Packed,
+    state: Path,
+    loop: LoopConfig,
+    *,
+    start_from: Path | None = None,
+    stop_after: int | None = None,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+    accelerator: Accelerator | None = None,
+) -> tuple[ConditionalDenoiser, dict[str, Tensor]]:
+    """Train, or continue; returns the model, and its averaged parameters.
+
+    Parameters
+    ----------
+    state : folder of the state and the log.
+    start_from : weights of a checkpoint to start from in place of random ones.
+    stop_after, report, accelerator : see `training.loop.train`.
+
+    Raises
+    ------
+    ValueError : ``state`` belongs to other data or settings.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(loop.seed)
+        model = packed.build()
+    if start_from is not None:
+        try:
+            model.load_state_dict(load_file(start_from), strict=True)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ZooError(f"cannot start from the weights {start_from}: {reason}") from None
+    model.bf16 = loop.precision == "bf16"
+    noise = packed.noise
+    draw = make_batches(packed.validation, N_CHECK, 0.0)
+    check = draw(np.random.default_rng([loop.seed, 2**31]))
+
+    def evaluate(net: nn.Module) -> dict[str, float]:
+        assert isinstance(net, ConditionalDenoiser)
+        device = next(net.parameters()).device
+        with torch.no_grad():
+            here = {key: value.to(device) for key, value in check.items()}
+            return {"validation": float(denoising_loss(net, here, noise.sigma_mean, noise.sigma_std))}
+
+    average = train(
+        model,
+        make_batches(packed.training, noise.batch_size, noise.condition_noise),
+        lambda net, batch, rng, step: [
+            lambda: denoising_loss(net, batch, noise.sigma_mean, noise.sigma_std)  # type: ignore[arg-type]
+        ],
+        loop,
+        state,
+        report=report,
+        stop_after=stop_after,
+        samples_per_step=noise.batch_size,
+        evaluate=evaluate,
+        accelerator=accelerator,
+        settings={
+            "data": packed.sha256,
+            "architecture": json.dumps([packed.config["backbone"], packed.config["architecture"]]),
+            "noise": json.dumps(asdict(noise)),
+        },
+    )
+    model.bf16 = False
+    return model, average
+
+
+def printed(state: Path) -> Callable[[dict[str, float]], None]:
+    """A report that prints a line and redraws the curve."""
+
+    def report(row: dict[str, float]) -> None:
+        left = (row["n_steps"] - row["step"]) * row["seconds"] / row["step"]
+        print(
+            f"step {row['step']}/{row['n_steps']}  loss {row['loss']:.4f}  "
+            f"validation {row['validation']:.4f}  {row['samples_per_second']:.0f} samples/s  "
+            f"{row['seconds'] / 60:.1f} min, {left / 60:.0f} min to go",
+            flush=True,
+        )
+        draw_curve(state)
+
+    return report
+
+
+def loop_config(args: argparse.Namespace) -> LoopConfig:
+    """The schedule that the command line asks for."""
+    return LoopConfig(
+        n_steps=args.steps,
+        learning_rate=args.learning_rate,
+        warmup=min(500, max(args.steps // 10, 1)),
+        seed=args.seed,
+        log_every=args.log_every,
+        precision=args.precision,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
+    """The options that `fit` and the recipes have in common."""
+    parser.add_argument(
+        "--steps", type=int, default=steps, help="length of the schedule (default %(default)s)"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="bf16 is faster on processors that have it; parameters stay in fp32 (default %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--log-every", type=int, default=200, help="steps between reports")
+    parser.add_argument("--start-from", type=Path, help="model.safetensors of a checkpoint to start from")
+    parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="what a recipe wrote with --pack-only")
+    parser.add_argument("state", type=Path, help="folder of the training state")
+    add_arguments(parser, LoopConfig.n_steps)
+    args = parser.parse_args(argv)
+    from accelerate import Accelerator
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    try:
+        accelerator = Accelerator()
+        packed = read_packed(args.data)
+        if accelerator.is_main_process:
+            print(
+                f"{packed.config['name']}: {len(packed.training)} pairs, "
+                f"{len(packed.validation)} for validation, "
+                f"{accelerator.num_processes} x {accelerator.device}, state in {args.state}",
+                flush=True,
+            )
+        fit(
+            packed, args.state, loop_config(args), start_from=args.start_from, stop_after=args.stop_after,
+            report=printed(args.state), accelerator=accelerator,
+        )  # fmt: skip
+    except (ZooError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What the recipes of all propagators have in common: pack, fit, finish, record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.loop import LOG
+from training.metrics import record
+from training.reference_md.segments import Segment, read_segments
+from training.score_dynamics.fit import add_arguments, fit, loop_config, printed
+from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
+from training.score_dynamics.transitions import (
+    Transitions,
+    farthest_points,
+    local_displacements,
+    rigid_motion,
+    transitions,
+)
+from zoo.checkpoint import save
+from zoo.errors import ZooError
+from zoo.molecules.molecule import Molecule
+from zoo.molecules.rigid import centred
+from zoo.score_dynamics import (
+    N_REFERENCES,
+    ConditionalDenoiser,
+    ScoreDynamicsConfig,
+    nearest_reference,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One checkpoint: what it is of, and how it is trained unless the command line says otherwise."""
+
+    module: str
+    name: str
+    version: str
+    forcefield: str
+    molecule: Callable[[], Molecule]
+    frame: Callable[[Molecule], tuple[int, int, int]]
+    backbone: str
+    architecture: dict[str, Any]
+    hold_out: tuple[str, ...]
+    validation: tuple[str, ...]
+    n_steps: int
+    lag_time: float = 1.0
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+
+
+def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> dict[str, list[Segment]]:
+    """Whole segments for training, for validation, and held out, by the names of their files.
+
+    Raises
+    ------
+    ZooError : a segment is missing or asked for twice, or none is left for training or validation.
+    """
+    segments = [s for folder in folders for s in read_segments(folder)]
+    names = {s.name for s in segments}
+    missing = sorted({*hold_out, *validation} - names)
+    if missing:
+        raise ZooError(f"no segment {', '.join(missing)}; there are {', '.join(sorted(names))}")
+    twice = sorted(set(hold_out) & set(validation))
+    if twice:
+        raise ZooError(f"{', '.join(twice)} is asked for both as held out and for validation")
+    if not validation:
+        raise ZooError("no segment for validation: --validation NAME...")
+    kept = [s for s in segments if s.name not in {*hold_out, *validation}]
+    if not kept:
+        raise ZooError("all segments are held out or for validation, none is left to train on")
+    return {
+        "training": kept,
+        "validation": [s for s in segments if s.name in validation],
+        "held_out": [s for s in segments if s.name in hold_out],
+    }
+
+
+def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: list[str]) -> Packed:
+    """Training data and config, with what is measured on the training pairs: scale of y, bond lengths."""
+    parts = split(folders, hold_out, validation)
+    mol = recipe.molecule()
+    training = transitions(parts["training"], mol.sites, recipe.lag_time)
+    before, after = training.pairs(slice(0, None, max(1, len(training) // 50000)))
+    ends = np.array(mol.site_bonds)
+    lengths = (before[:, ends[:, 0]] - before[:, ends[:, 1]]).norm(dim=-1).mean(0)
+    common: dict[str, Any] = {
+        "name": recipe.name,
+        "version": recipe.version,
+        "molecule": mol.to_json(),
+        "lag_time": recipe.lag_time,
+        "frame": recipe.frame(mol),
+        "bond_lengths": tuple(round(float(b), 4) for b in lengths),
+        "backbone": recipe.backbone,
+        "architecture": recipe.architecture,
+        "forcefield": recipe.forcefield,
+    }
+    probe = ScoreDynamicsConfig(**common, sigma_data=1.0).build()
+    _, y = local_displacements(probe, before, after)
+    config = ScoreDynamicsConfig(**common, sigma_data=round(float(y.square().mean().sqrt()), 4))
+    return Packed(
+        config=config.to_dict(),
+        n_sites=mol.n_sites,
+        stereocentre=mol.stereocentres[:1],
+        training=training,
+        validation=transitions(parts["validation"], mol.sites, recipe.lag_time),
+        noise=recipe.noise,
+        segments={part: [s.name for s in segments] for part, segments in parts.items()},
+    )
+
+
+def finish(model: ConditionalDenoiser, training: Transitions, validation: Transitions) -> None:
+    """Fit the rigid motion and choose the reference structures."""
+    before, after = training.pairs()
+    motion = rigid_motion(model, before.double(), after.double())
+    covariance = motion.T @ motion / len(motion)
+    model.rigid_factor.copy_(torch.linalg.cholesky(covariance + 1e-12 * torch.eye(6)))
+    x = centred(before[:: max(1, len(training) // 20000)])
+    local = x @ model.frames(x)
+    model.references.copy_(local[torch.from_numpy(farthest_points(local.flatten(1).numpy(), N_REFERENCES))])
+    far = nearest_reference(model, validation.pairs()[0])
+    model.reference_distance.copy_(torch.quantile(far[:: max(1, len(far) // 100000)], 0.999))
+
+
+def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int:
+    """The command line of a recipe."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {recipe.module}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of reference MD")
+    parser.add_argument(
+        "--hold-out", nargs="+", default=list(recipe.hold_out), metavar="NAME",
+        help="segments that nothing here looks at (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--validation", nargs="+", default=list(recipe.validation), metavar="NAME",
+        help="segments not trained on, for the curve (default: %(default)s)",
+    )  # fmt: skip
+    out = Path("build") / recipe.name
+    parser.add_argument("--out", type=Path, default=out, help="checkpoint folder to write")
+    parser.add_argument("--state", type=Path, help="folder of the training state; default: OUT-training")
+    parser.add_argument(
+        "--pack-only", action="store_true",
+        help="write STATE/data.safetensors and stop; train on it elsewhere with training.score_dynamics.fit, "
+        "bring STATE back, and run this again",
+    )  # fmt: skip
+    add_arguments(parser, recipe.n_steps)
+    args = parser.parse_args(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    state = args.state or args.out.with_name(args.out.name + "-training")
+    try:
+        return _run(recipe, args, state)
+    except (ZooError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
+    path = state / "data.safetensors"
+    write_packed(path, pack(recipe, args.data, args.hold_out, args.validation))
+    packed = read_packed(path)
+    n_parameters = sum(p.numel() for p in packed.build().parameters())
+    print(
+        f"{recipe.name}: {n_parameters} parameters, {len(packed.training)} pairs of "
+        f"{len(packed.segments['training'])} segments, {len(packed.validation)} for validation, "
+        f"sigma_data {packed.config['sigma_data']} Å; state and curve.png in {state}",
+        flush=True,
+    )
+    if args.pack_only:
+        print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+        return 0
+    loop = loop_config(args)
+    model, average = fit(
+        packed, state, loop, start_from=args.start_from, stop_after=args.stop_after, report=printed(state)
+    )
+    rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    if rows[-1]["step"] < loop.n_steps:
+        print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
+        return 0
+    model.cpu().load_state_dict(average, strict=False)
+    finish(model, packed.training, packed.validation)
+    save(args.out, packed.config, model.state_dict())
+    result = {
+        "n_parameters": n_parameters,
+        "n_steps": rows[-1]["step"],
+        "samples_per_step": packed.noise.batch_size,
+        "minutes": round(rows[-1]["seconds"] / 60, 1),
+        "samples_per_second": round(rows[-1]["step"] * packed.noise.batch_size / rows[-1]["seconds"]),
+        "threads": torch.get_num_threads(),
+        "precision": loop.precision,
+        "n_pairs": len(packed.training),
+        "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
+        "validation_loss": rows[-1]["validation"],
+    }
+    options = f"--steps {loop.n_steps} --precision {loop.precision} --threads {torch.get_num_threads()}"
+    if tuple(args.hold_out) != recipe.hold_out:
+        options += f" --hold-out {' '.join(args.hold_out)}"
+    if tuple(args.validation) != recipe.validation:
+        options += f" --validation {' '.join(args.validation)}"
+    record(
+        args.out,
+        "training",
+        [result],
+        command=f"python -m {recipe.module} --data md {options}",
+        seed=args.seed,
+        extra={"loop": asdict(loop), "data": asdict(packed.noise), "segments": packed.segments},
+    )
+    print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")
+    return 0
