@@ -31,6 +31,7 @@ from training.score_dynamics.transitions import (
 )
 from training.sd_alanine_dipeptide_cg import RECIPE
 from zoo.errors import ZooError
+from zoo.molecules.molecule import Molecule
 from zoo.molecules.rigid import centred, rotation_matrix
 from zoo.score_dynamics import ScoreDynamics
 
@@ -188,7 +189,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(packed: Packed, tmp_path: Pat
     _, whole = fit(packed, tmp_path / "whole", loop)
     for stop in (1, 4):
         fit(packed, tmp_path / "pieces", loop, stop_after=stop)
-    _, pieces = fit(packed, tmp_path / "pieces", loop)
+    _, pieces = fit(packed, tmp_path / "pieces", loop, workers=2)  # nor does the number of threads matter
     assert same(whole, pieces)
     rows = [json.loads(line) for line in (tmp_path / "whole" / LOG).read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
@@ -312,6 +313,26 @@ def test_a_recipe_ends_in_a_checkpoint_that_loads(
     assert float(rms) == pytest.approx(0.5 * 3**0.5, rel=0.05)
     picture = (tmp_path / "out-training" / "curve.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sites", "n_sites"), [("all", 22), (("N", "CA", "C", "CB", "O"), None)])
+def test_every_mapping_takes_the_same_path(
+    md: Path, tmp_path: Path, sites: str | tuple[str, ...], n_sites: int | None
+) -> None:
+    topology = mdtraj.load_pdb(str(ROOT / "training" / "reference_md" / "ace-ala-nme.pdb")).topology
+    molecule = Molecule.from_mdtraj(topology, sites=sites)
+    assert n_sites is None or molecule.n_sites == n_sites
+    architecture = {**SMALL.architecture, "n_sites": molecule.n_sites}
+    mapped = replace(SMALL, molecule=lambda: molecule, architecture=architecture)
+    options = ["--data", str(md), "--out", str(tmp_path / "out"), "--steps", "2", "--threads", "1"]
+    assert recipes.main(mapped, None, options) == 0
+    model = ScoreDynamics.from_pretrained(tmp_path / "out")
+    x = start()[list(molecule.sites)] * 10
+    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    noise = model.noise(0, [0], 1, 0)
+    moved = [model.propose(y[None], [0], noise)[0] for y in (x, x @ q.T)]
+    np.testing.assert_allclose(moved[1], moved[0] @ q.T, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from zoo.errors import (
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does the import
     from zoo.denoiser import Denoiser
     from zoo.registry import records as list_checkpoints
+    from zoo.rollout import Rollout, RolloutReport
+    from zoo.rollout.errors import OutOfDistributionWarning, RolloutError
     from zoo.score_dynamics import ScoreDynamics
 
 __version__ = "0.1.0"
@@ -31,6 +33,10 @@ __all__ = [
     "CheckpointError",
     "Denoiser",
     "MissingExtraError",
+    "OutOfDistributionWarning",
+    "Rollout",
+    "RolloutError",
+    "RolloutReport",
     "ScoreDynamics",
     "StructureError",
     "UnknownCheckpointError",
@@ -41,6 +47,10 @@ __all__ = [
 
 _LAZY = {
     "Denoiser": ("zoo.denoiser", "Denoiser"),
+    "OutOfDistributionWarning": ("zoo.rollout.errors", "OutOfDistributionWarning"),
+    "Rollout": ("zoo.rollout", "Rollout"),
+    "RolloutError": ("zoo.rollout.errors", "RolloutError"),
+    "RolloutReport": ("zoo.rollout", "RolloutReport"),
     "ScoreDynamics": ("zoo.score_dynamics", "ScoreDynamics"),
     "list_checkpoints": ("zoo.registry", "records"),
 }

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 N_CHECK = 4096  # validation pairs for the curve
+N_TERMS = 2
+"""Parts of a batch on a CPU, a thread for each: small matrix products gain nothing from more threads."""
 
 
 def fit(
@@ -44,6 +46,7 @@ def fit(
     loop: LoopConfig,
     *,
     start_from: Path | None = None,
+    workers: int = 1,
     stop_after: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
     accelerator: Accelerator | None = None,
@@ -54,6 +57,7 @@ def fit(
     ----------
     state : folder of the state and the log.
     start_from : weights of a checkpoint to start from in place of random ones.
+    workers : threads on a CPU, up to `N_TERMS`; the result does not depend on their number.
     stop_after, report, accelerator : see `training.loop.train`.
 
     Raises
@@ -81,14 +85,21 @@ def fit(
             here = {key: value.to(device) for key, value in check.items()}
             return {"validation": float(denoising_loss(net, here, noise.sigma_mean, noise.sigma_std))}
 
+    on_cpu = accelerator is None or accelerator.device.type == "cpu"
+    n_terms = N_TERMS if on_cpu and noise.batch_size % N_TERMS == 0 else 1
+
+    def term(net: nn.Module, batch: dict[str, Tensor], part: int) -> Callable[[], Tensor]:
+        assert isinstance(net, ConditionalDenoiser)
+        rows = {key: value[part::n_terms] for key, value in batch.items()}
+        return lambda: denoising_loss(net, rows, noise.sigma_mean, noise.sigma_std) / n_terms
+
     average = train(
         model,
         make_batches(packed.training, noise.batch_size, noise.condition_noise),
-        lambda net, batch, rng, step: [
-            lambda: denoising_loss(net, batch, noise.sigma_mean, noise.sigma_std)  # type: ignore[arg-type]
-        ],
+        lambda net, batch, rng, step: [term(net, batch, part) for part in range(n_terms)],
         loop,
         state,
+        workers=workers,
         report=report,
         stop_after=stop_after,
         samples_per_step=noise.batch_size,
@@ -145,7 +156,13 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
         default="fp32",
         help="bf16 is faster on processors that have it; parameters stay in fp32 (default %(default)s)",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        choices=range(1, N_TERMS + 1),
+        default=N_TERMS,
+        help="on a CPU (default %(default)s)",
+    )
     parser.add_argument("--log-every", type=int, default=200, help="steps between reports")
     parser.add_argument("--start-from", type=Path, help="model.safetensors of a checkpoint to start from")
     parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
@@ -161,8 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from accelerate import Accelerator
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # parallel over parts of the batch instead
     try:
         accelerator = Accelerator()
         packed = read_packed(args.data)
@@ -174,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
                 flush=True,
             )
         fit(
-            packed, args.state, loop_config(args), start_from=args.start_from, stop_after=args.stop_after,
-            report=printed(args.state), accelerator=accelerator,
+            packed, args.state, loop_config(args), start_from=args.start_from, workers=args.threads,
+            stop_after=args.stop_after, report=printed(args.state), accelerator=accelerator,
         )  # fmt: skip
     except (ZooError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -155,8 +155,7 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
     )  # fmt: skip
     add_arguments(parser, recipe.n_steps)
     args = parser.parse_args(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # parallel over parts of a batch instead, see `fit`
     state = args.state or args.out.with_name(args.out.name + "-training")
     try:
         return _run(recipe, args, state)
@@ -181,7 +180,13 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         return 0
     loop = loop_config(args)
     model, average = fit(
-        packed, state, loop, start_from=args.start_from, stop_after=args.stop_after, report=printed(state)
+        packed,
+        state,
+        loop,
+        start_from=args.start_from,
+        workers=args.threads,
+        stop_after=args.stop_after,
+        report=printed(state),
     )
     rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
     if rows[-1]["step"] < loop.n_steps:
@@ -196,13 +201,13 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         "samples_per_step": packed.noise.batch_size,
         "minutes": round(rows[-1]["seconds"] / 60, 1),
         "samples_per_second": round(rows[-1]["step"] * packed.noise.batch_size / rows[-1]["seconds"]),
-        "threads": torch.get_num_threads(),
+        "threads": args.threads,
         "precision": loop.precision,
         "n_pairs": len(packed.training),
         "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
         "validation_loss": rows[-1]["validation"],
     }
-    options = f"--steps {loop.n_steps} --precision {loop.precision} --threads {torch.get_num_threads()}"
+    options = f"--steps {loop.n_steps} --precision {loop.precision} --threads {args.threads}"
     if tuple(args.hold_out) != recipe.hold_out:
         options += f" --hold-out {' '.join(args.hold_out)}"
     if tuple(args.validation) != recipe.validation:

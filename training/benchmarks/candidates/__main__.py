@@ -80,7 +80,7 @@ def evaluation_time(model: ConditionalDenoiser, packed: Packed, batch: int, repe
     return 1e3 * sorted(times)[repeats // 2]
 
 
-def measure(packed: Packed, name: str, minutes: float, seed: int) -> dict[str, Any]:
+def measure(packed: Packed, name: str, minutes: float, threads: int, seed: int) -> dict[str, Any]:
     """Train one candidate for about ``minutes`` and measure it."""
     backbone, architecture, precision, rate = CANDIDATES[name]
     config: Mapping[str, Any] = {
@@ -97,7 +97,7 @@ def measure(packed: Packed, name: str, minutes: float, seed: int) -> dict[str, A
             log_every=max(steps // 4, 1), checkpoint_every=1e9, precision=precision,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            model, average = fit(own, Path(folder), loop)
+            model, average = fit(own, Path(folder), loop, workers=threads)
             rows = [json.loads(line) for line in (Path(folder) / LOG).read_text().splitlines()]
         rate_of_samples = steps * packed.noise.batch_size / rows[-1]["seconds"]
         if abs(rows[-1]["seconds"] / 60 - minutes) < 0.15 * minutes:
@@ -120,13 +120,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("data", type=Path, help="what a recipe wrote with --pack-only")
     parser.add_argument("--minutes", type=float, default=3.0, help="of training for each candidate")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, choices=(1, 2))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CANDIDATES), help="some of them")
     parser.add_argument("--results", type=Path, help="JSON of the rows; those in it already are kept")
     parser.add_argument("--record", metavar="CHECKPOINT", help="write the figures to its metrics.json")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # parallel over parts of a batch instead
     try:
         packed = read_packed(args.data)
         rows: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in args.only or CANDIDATES:
             if name in {row["candidate"] for row in rows}:
                 continue
-            rows.append(measure(packed, name, args.minutes, args.seed))
+            rows.append(measure(packed, name, args.minutes, args.threads, args.seed))
             print(json.dumps(rows[-1]), flush=True)
             if args.results is not None:
                 args.results.write_text(json.dumps(rows, indent=1))
