@@ -133,7 +133,7 @@ def train(
         recent.append(value)
         if is_main and (step % config.log_every == 0 or step == last):
             seconds = time.monotonic() - started
-            row = {"step": step, "loss": float(np.mean(recent)), "seconds": round(seconds, 1)}
+            row = {"step": step, "loss": float(np.mean(recent)), "seconds": round(seconds, 3)}
             if samples_per_step is not None:
                 speed = samples_per_step * (step - since) / max(seconds - seconds_since, 1e-9)
                 row["samples_per_second"] = round(speed, 1)

@@ -200,7 +200,9 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         "n_steps": rows[-1]["step"],
         "samples_per_step": packed.noise.batch_size,
         "minutes": round(rows[-1]["seconds"] / 60, 1),
-        "samples_per_second": round(rows[-1]["step"] * packed.noise.batch_size / rows[-1]["seconds"]),
+        "samples_per_second": round(
+            rows[-1]["step"] * packed.noise.batch_size / max(rows[-1]["seconds"], 1e-3)
+        ),
         "threads": args.threads,
         "precision": loop.precision,
         "n_pairs": len(packed.training),
