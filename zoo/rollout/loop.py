@@ -76,6 +76,11 @@ class Propagator(Protocol):
         """(n,) 1 at the edge of the training data, more beyond it."""
 
 
+#: Out-of-distribution scores above this are warned of.  At 1 one ordinary frame in a thousand would be, and
+#: the strangest of 20 010 frames of alanine dipeptide held out from training is at 1.21.
+FAR = 1.25
+
+
 @dataclass
 class Rollout:
     """What `roll_out` returns.
@@ -423,14 +428,14 @@ def _strangeness(model: Propagator, starts: Array) -> Array:
 
 
 def _warn(out_of_distribution: Array) -> None:
-    far = np.flatnonzero(~(out_of_distribution <= 1))
+    far = np.flatnonzero(~(out_of_distribution <= FAR))
     if len(far):
         worst = int(far[np.argmax(out_of_distribution[far])])
         which = "the start" if len(out_of_distribution) == 1 else f"the start of walker {worst}"
         more = f" (and {len(far) - 1} more)" if len(far) > 1 else ""
         warnings.warn(
             f"{which}{more} is far outside the training data: out-of-distribution score "
-            f"{out_of_distribution[worst]:.2f}, where held-out MD stays below 1; "
+            f"{out_of_distribution[worst]:.2f}, where 99.9 % of held-out MD stays below 1; "
             "the first steps may be unphysical",
             OutOfDistributionWarning,
             stacklevel=4,
