@@ -25,6 +25,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.xet_store import XetStore
+
 WRITE_TOKEN = "hf_writes"
 READ_TOKEN = "hf_reads"
 
@@ -100,6 +102,7 @@ class HubServer:
         self.moved: dict[str, str] = {}
         """Old repository name -> new one; the Hub answers such requests with 307."""
         self.objects: dict[str, bytes] = {}
+        self.xet = XetStore()
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
@@ -162,7 +165,7 @@ def _commit(title: str, files: dict[str, bytes]) -> Commit:
     return Commit(hashlib.sha1(seed).hexdigest(), title, files)
 
 
-class _Refused(Exception):
+class _Refusal(Exception):  # noqa: N818
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         self.status, self.code, self.message = status, code, message
 
@@ -174,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- plumbing ----------------------------------------------------------------------------
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *arguments: Any) -> None:
         pass
 
     def _serve(self) -> None:
@@ -202,9 +205,11 @@ class _Handler(BaseHTTPRequestHandler):
                         reply = action(self, **found.groupdict())
                     self._answer(*reply)
                     return
-            raise _Refused(404)
-        except _Refused as refused:
+            raise _Refusal(404)
+        except _Refusal as refused:
             headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
+            if refused.status == 307:
+                headers = {"Location": refused.message}
             body = json.dumps({"error": refused.message}).encode()
             self._answer(refused.status, body, {key: value for key, value in headers.items() if value})
 
@@ -260,33 +265,35 @@ class _Handler(BaseHTTPRequestHandler):
     def _token(self) -> str | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in (WRITE_TOKEN, READ_TOKEN):
-            raise _Refused(401, "", "Invalid credentials in Authorization header")
+            raise _Refusal(401, "", "Invalid credentials in Authorization header")
         return token or None
 
     def _repository(self, repo: str, *, write: bool = False) -> Repository:
+        if repo in self.hub.moved:
+            raise _Refusal(307, "", self.path.replace(repo, self.hub.moved[repo], 1))
         token = self._token()
         repository = self.hub.repositories.get(repo)
         if repository is None or (repository.private and token is None):
             # The Hub does not tell strangers which repositories exist.
             if token is None:
-                raise _Refused(401, "", "Invalid username or password.")
-            raise _Refused(404, "RepoNotFound", "Repository not found")
+                raise _Refusal(401, "", "Invalid username or password.")
+            raise _Refusal(404, "RepoNotFound", "Repository not found")
         if write:
             self._may_write(token)
         if repository.gated and token is None:
-            raise _Refused(401, "GatedRepo", "Access to this model is restricted")
+            raise _Refusal(401, "GatedRepo", "Access to this model is restricted")
         return repository
 
     def _may_write(self, token: str | None) -> None:
         if token is None:
-            raise _Refused(401, "", "Invalid username or password.")
+            raise _Refusal(401, "", "Invalid username or password.")
         if token != WRITE_TOKEN:
-            raise _Refused(403, "", "You don't have the rights to create a model under this namespace")
+            raise _Refusal(403, "", "You don't have the rights to create a model under this namespace")
 
     def _found(self, repository: Repository, revision: str) -> Commit:
         commit = repository.find(revision)
         if commit is None:
-            raise _Refused(404, "RevisionNotFound", "Invalid rev id")
+            raise _Refusal(404, "RevisionNotFound", "Invalid rev id")
         return commit
 
     # -- routes: each returns status, body, headers -------------------------------------------
@@ -344,12 +351,10 @@ class _Handler(BaseHTTPRequestHandler):
         return _json({"branches": [head], "converts": [], "tags": tags})
 
     def resolve(self, repo: str, revision: str, path: str) -> tuple[int, bytes, dict[str, str]]:
-        if repo in self.hub.moved:
-            return 307, b"", {"Location": f"/{self.hub.moved[repo]}/resolve/{revision}/{path}"}
         commit = self._found(self._repository(repo), revision)
         headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
         if path not in commit.files:
-            raise _Refused(404, "EntryNotFound", "Entry not found")
+            raise _Refusal(404, "EntryNotFound", "Entry not found")
         content = commit.files[path]
         if _is_lfs(path):
             sha256 = hashlib.sha256(content).hexdigest()
@@ -357,21 +362,24 @@ class _Handler(BaseHTTPRequestHandler):
             # Another origin than the endpoint's: the client must not send its token there.
             location = f"http://localhost:{self.hub.port}/cdn/{sha256}"
             linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
+            if sha256 in self.hub.xet.names:
+                refresh = f"{self.hub.url}/api/models/{repo}/xet-read-token/{commit.oid}"
+                linked |= {"X-Xet-Hash": self.hub.xet.names[sha256], "X-Xet-Refresh-Route": refresh}
             return 302, b"", {**headers, **linked, "Location": location, "ETag": f'"{git_oid(content)}"'}
         return self._content(content, {**headers, "ETag": f'"{git_oid(content)}"'})
 
     def cdn(self, sha256: str) -> tuple[int, bytes, dict[str, str]]:
         if sha256 not in self.hub.objects:
-            raise _Refused(404)
+            raise _Refusal(404)
         return self._content(self.hub.objects[sha256], {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
 
     def _content(self, content: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not found:
             return 200, content, headers
-        start = int(found[1])
-        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        return 206, content[start:], headers
+        start, stop = int(found[1]), int(found[2] or len(content) - 1) + 1
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        return 206, content[start:stop], headers
 
     def create(self) -> tuple[int, bytes, dict[str, str]]:
         self._may_write(self._token())
@@ -417,15 +425,43 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, sha256: str) -> tuple[int, bytes, dict[str, str]]:
         if hashlib.sha256(self.body).hexdigest() != sha256:
-            raise _Refused(400, "", "the content does not have the announced sha256")
+            raise _Refusal(400, "", "the content does not have the announced sha256")
         self.hub.objects[sha256] = self.body
         return 200, b"", {}
 
     def lfs_verify(self, repo: str) -> tuple[int, bytes, dict[str, str]]:
         item = json.loads(self.body)
         if len(self.hub.objects.get(item["oid"], b"")) != item["size"]:
-            raise _Refused(400, "", "the object was not uploaded")
+            raise _Refusal(400, "", "the object was not uploaded")
         return _json({})
+
+    def xet_token(self, repo: str, right: str, revision: str) -> tuple[int, bytes, dict[str, str]]:
+        self._repository(repo, write=right == "write")
+        url, expires = f"{self.hub.url}/xet", int(time.time()) + 3600
+        headers = {
+            "X-Xet-Cas-Url": url,
+            "X-Xet-Access-Token": "xet",
+            "X-Xet-Token-Expiration": str(expires),
+        }
+        body = json.dumps({"casUrl": url, "accessToken": "xet", "exp": expires}).encode()
+        return 200, body, {**headers, "Content-Type": "application/json"}
+
+    def xet_xorb(self, xorb: str) -> tuple[int, bytes, dict[str, str]]:
+        new = xorb not in self.hub.xet.xorbs
+        self.hub.xet.xorbs[xorb] = self.body
+        return _json({"was_inserted": new})
+
+    def xet_shard(self) -> tuple[int, bytes, dict[str, str]]:
+        self.hub.objects |= self.hub.xet.add_shard(self.body)
+        return _json({"result": 1})
+
+    def xet_reconstruction(self, name: str) -> tuple[int, bytes, dict[str, str]]:
+        if name not in self.hub.xet.files:
+            raise _Refusal(404)
+        return _json(self.hub.xet.reconstruction(name, f"{self.hub.url}/xet/data"))
+
+    def xet_data(self, xorb: str) -> tuple[int, bytes, dict[str, str]]:
+        return self._content(self.hub.xet.xorbs[xorb], {})
 
     def commit(self, repo: str, revision: str) -> tuple[int, bytes, dict[str, str]]:
         repository = self._repository(repo, write=True)
@@ -440,12 +476,12 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.hub.objects:
-                    raise _Refused(400, "", "an LFS object is missing")
+                    raise _Refusal(400, "", "an LFS object is missing")
                 files[value["path"]] = self.hub.objects[value["oid"]]
             elif item["key"] == "deletedFile":
                 files.pop(value["path"], None)
         if header.get("parentCommit") not in (None, head.oid):
-            raise _Refused(412, "", "A commit has happened since. Please refresh and try again.")
+            raise _Refusal(412, "", "A commit has happened since. Please refresh and try again.")
         repository.commits.append(_commit(header["summary"], files))
         oid = repository.commits[-1].oid
         return _json({"commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "success": True})
@@ -455,7 +491,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._found(repository, revision)
         name = json.loads(self.body)["tag"]
         if name in repository.tags:
-            raise _Refused(409, "", "Tag reference exists already")
+            raise _Refusal(409, "", "Tag reference exists already")
         repository.tags[name] = commit.oid
         return _json({})
 
@@ -495,5 +531,10 @@ _ROUTES: list[tuple[str, str, _Action]] = [
     ("POST", rf"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
     ("POST", rf"/api/models/{_REPO}/tag/(?P<revision>.+)", _Handler.tag),
     ("GET", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+    ("GET", rf"/api/models/{_REPO}/xet-(?P<right>read|write)-token/(?P<revision>.+)", _Handler.xet_token),
+    ("POST", r"/xet/v1/xorbs/default/(?P<xorb>[0-9a-f]{64})", _Handler.xet_xorb),
+    ("POST", r"/xet/v1/shards", _Handler.xet_shard),
+    ("GET", r"/xet/v1/reconstructions/(?P<name>[0-9a-f]{64})", _Handler.xet_reconstruction),
+    ("GET", r"/xet/data/(?P<xorb>[0-9a-f]{64})", _Handler.xet_data),
     ("GET", r"/cdn/(?P<sha256>[0-9a-f]{64})", _Handler.cdn),
 ]

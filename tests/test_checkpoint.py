@@ -67,7 +67,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, config: dict[str, Any]) -> Non
         assert found.weights[key].dtype == tensor.dtype
         assert torch.equal(found.weights[key], tensor)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert found.config == {**config, "format_version": 1, "weights_sha256": digest}
+    assert found.config == {**config, "format_version": checkpoint.FORMAT_VERSION, "weights_sha256": digest}
     assert (found.metrics, found.card, found.folder) == (metrics, "# Å\n", folder)
     assert read_config(folder) == found.config
 
@@ -166,12 +166,13 @@ def test_a_checkpoint_of_another_kind_is_refused(saved: Saved) -> None:
 
 def test_a_newer_format_says_upgrade(saved: Saved) -> None:
     folder = saved()
-    edit_config(folder, format_version=2)
+    edit_config(folder, format_version=checkpoint.FORMAT_VERSION + 1)
     assert "upgrade score-zoo" in refused(folder)
 
 
 def test_an_older_format_is_upgraded_step_by_step(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(cutoff=1.0)
+    edit_config(folder, format_version=1)
 
     def rename(config: dict[str, Any], weights: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return config, {key.replace("layer", "head"): value for key, value in weights.items()}
@@ -187,6 +188,51 @@ def test_an_older_format_is_upgraded_step_by_step(saved: Saved, monkeypatch: pyt
     assert sorted(found.weights) == ["head.bias", "head.weight"]
     assert read_config(folder)["cutoff"] == 2.0
     assert json.loads((folder / "config.json").read_text())["format_version"] == 1, "the file stays as it was"
+
+
+OLD_FORMATS = sorted((Path(__file__).parent / "data" / "checkpoints").glob("format-*/"))
+
+
+def test_every_old_format_has_an_upgrade_and_a_stored_folder() -> None:
+    old = set(range(1, checkpoint.FORMAT_VERSION))
+    assert set(checkpoint._UPGRADES) == old
+    assert {read_stored(folder)["format_version"] for folder in OLD_FORMATS} == old
+
+
+def read_stored(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    assert folder.name == f"format-{found['format_version']}"
+    return found
+
+
+@pytest.mark.parametrize("folder", OLD_FORMATS, ids=lambda folder: folder.name)
+def test_a_stored_old_checkpoint_still_does_what_it_did(folder: Path, tmp_path: Path) -> None:
+    """The positions were written by the release that wrote the folder; it did not know of stalling."""
+    import numpy as np
+    from ase.build import bulk
+
+    from zoo import Denoiser
+
+    crystal = bulk("Cu", cubic=True) * 2
+    crystal.positions += np.random.default_rng(0).normal(0, 0.1, (len(crystal), 3))
+    before = json.loads(folder.with_name(f"{folder.name}-denoised.json").read_text())
+    denoiser = Denoiser.from_pretrained(folder)
+    found = denoiser.denoise(crystal, steps=8)
+    np.testing.assert_allclose(found.positions, before, atol=2e-5)
+    assert found.info["denoise_steps"] == 8
+    # Saved again it is of the present format, and means the same.
+    again = denoiser.save_pretrained(tmp_path / "again")
+    assert json.loads((again / "config.json").read_text())["format_version"] == checkpoint.FORMAT_VERSION
+    assert Denoiser.from_pretrained(again).config == denoiser.config
+
+
+def test_a_stall_that_a_config_of_format_1_has_is_kept(saved: Saved) -> None:
+    folder = saved(stall=0.9)
+    edit_config(folder, format_version=1)
+    assert read_config(folder)["stall"] == 0.9
+    other = saved("other", kind="score-dynamics")
+    edit_config(other, format_version=1)
+    assert "stall" not in read_config(other)
 
 
 def test_an_older_format_without_an_upgrade_is_refused(saved: Saved) -> None:
@@ -505,7 +551,7 @@ def test_an_unknown_name_offers_close_matches(empty_folder: Path) -> None:
         resolve("qqqq")
 
 
-@pytest.mark.parametrize("path", ["./gone", "/gone/away", "a/b", Path("denoiser-elements")])
+@pytest.mark.parametrize("path", ["./gone", "/gone/away", "a/b/c", Path("a/b"), Path("denoiser-elements")])
 def test_a_path_is_never_taken_for_a_name(path: str | Path, empty_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint folder at"):
         resolve(path)

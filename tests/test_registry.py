@@ -45,6 +45,7 @@ def test_a_record_is_complete(record: Record) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", record.version)
     assert re.fullmatch(r"[0-9a-f]{64}", record.sha256)
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", record.repo)
+    assert record.commit is None or re.fullmatch(r"[0-9a-f]{40}", record.commit)
     assert record.summary.endswith(".")
     assert "\n" not in record.summary
     assert record.license
@@ -98,6 +99,14 @@ def test_another_version_is_refused(several: None) -> None:
     for version in ("2.0.0", "", "latest", "1.2"):
         with pytest.raises(UnknownCheckpointError, match=r"use sd-one@1\.2\.3"):
             find(f"sd-one@{version}")
+
+
+def test_names_and_versions_are_told_apart(several: None) -> None:
+    assert registry.split("sd-one") == ("sd-one", None)
+    assert registry.split(" sd-one@v1.2.3 ") == ("sd-one", "1.2.3")
+    assert registry.named("sd-one").version == "1.2.3"
+    with pytest.raises(UnknownCheckpointError, match="did you mean"):
+        registry.named("sd-one@1.2.3")
 
 
 def test_the_message_is_not_shown_as_a_repr(several: None) -> None:

@@ -24,17 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zoo import registry
 from zoo.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
+    from zoo import registry
+
     Upgrade = Callable[
         [dict[str, Any], dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]
     ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("denoiser", "score-dynamics")
 
 CONFIG = "config.json"
@@ -44,12 +45,30 @@ METRICS = "metrics.json"
 
 _TEXT_LIMIT = 16 * 2**20
 _WEIGHTS_LIMIT = 4 * 2**30
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _VERSION = re.compile(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_UPGRADES: dict[int, Upgrade] = {}
-"""From format n to n + 1.  The tensors are an empty dict when only the config is being read."""
+
+class DamagedCheckpointError(CheckpointError):
+    """Files that are missing or are not what was written: another copy of them would help."""
+
+
+def _denoisers_may_stall(
+    config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """1 to 2: the first denoisers took all their steps; those made since then say when to stop early."""
+    if config.get("kind") == "denoiser":
+        config = {"stall": 1e9, **config}  # displacements never grow by that much, so they never stall
+    return config, weights
+
+
+_UPGRADES: dict[int, Upgrade] = {1: _denoisers_may_stall}
+"""From format n to n + 1.  The tensors are an empty dict when only the config is being read.
+
+A format gets a new number whenever a reader of the old one would misread the new one, or the other
+way round; a folder of each old one is kept in `tests/data/checkpoints`, with what it must still do.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,7 @@ def load(folder: str | os.PathLike[str], *, kind: str | None = None, sha256: str
         CheckpointError: missing or odd files, bad JSON, a newer format, another kind, weights
             that do not match their sha256, are damaged or are not finite.
     """
-    path = _folder(folder)
+    path = folder_at(folder)
     raw = _read_config(path)
     weights = _read_weights(path, {raw["weights_sha256"], sha256} - {None})
     config, weights = _upgrade(path, raw, weights)
@@ -100,7 +119,7 @@ def read_config(folder: str | os.PathLike[str], *, kind: str | None = None) -> d
     Raises:
         CheckpointError: as `load`, as far as the config goes.
     """
-    path = _folder(folder)
+    path = folder_at(folder)
     config, _ = _upgrade(path, _read_config(path), {})
     _check_config(path, config, kind)
     return config
@@ -112,7 +131,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: not a folder, or `metrics.json` cannot be read.
     """
-    path = _folder(folder)
+    path = folder_at(folder)
     return _read_json(path / METRICS) if _exists(path / METRICS) else {}
 
 
@@ -122,45 +141,24 @@ def check_weights_file(folder: str | os.PathLike[str], sha256: str) -> None:
     Raises:
         CheckpointError: the file is missing, unreadable, damaged or was tampered with.
     """
-    path = _folder(folder) / WEIGHTS
+    path = folder_at(folder) / WEIGHTS
     _check_digest(path, _read_bytes(path, _WEIGHTS_LIMIT), {sha256})
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> tuple[Path, registry.Record | None]:
-    """The folder meant by a path or by a registry name (`name` or `name@version`).
+    """The folder meant by a path or by a name, if it is on this machine: `zoo.hub.locate` without network.
 
-    An existing folder wins over a registry name, unless the name is in the registry and the
-    folder holds no config (say, a working folder that happens to be called the same).  The
-    record comes back with a registry name, so that the caller can pass its sha256 to `load`.
+    The record comes back with a name of the registry, so that the caller can pass its sha256 to `load`.
 
     Raises:
         UnknownCheckpointError: neither a folder nor a known name; close matches are offered.
-        CheckpointError: a path that does not exist, a file instead of a folder, or a released
-            checkpoint that is not part of this installation.
+        CheckpointError: a path that does not exist, a file instead of a folder, or a checkpoint that
+            is not on this machine.
     """
-    text = os.fspath(name_or_path)
-    if not text.strip():
-        raise CheckpointError("the checkpoint name is empty: give a folder or a name from `zoo list`")
-    path = Path(text).expanduser()
-    is_name = isinstance(name_or_path, str) and not _looks_like_path(text)
-    if path.is_dir() and not (
-        is_name and not _exists(path / CONFIG) and text in {record.name for record in registry.records()}
-    ):
-        return path, None
-    if not is_name or path.is_file():
-        return _folder(path), None  # raises, saying what is there instead of a folder
-    record = registry.find(text)
-    folder = registry.bundled_folder(record)
-    if not record.bundled:
-        raise CheckpointError(
-            f"checkpoint {record.name!r} does not come with this installation: download the folder "
-            f"{record.repo} (tag v{record.version}) from the Hub and give its path"
-        )
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"checkpoint {record.name!r} is missing from this installation ({folder}): reinstall score-zoo"
-        )
-    return folder, record
+    from zoo import hub
+
+    found = hub.locate(name_or_path, network=False)
+    return found.folder, found.record
 
 
 def check_weights(
@@ -195,7 +193,8 @@ def _some(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _looks_like_path(text: str) -> bool:
+def looks_like_path(text: str) -> bool:
+    """Whether this can only be a path, never a name of the registry."""
     separators = {"/", os.sep, os.altsep} - {None}
     return text.startswith((".", "~")) or any(mark in text for mark in separators if mark)
 
@@ -204,11 +203,16 @@ def _exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _folder(folder: str | os.PathLike[str]) -> Path:
+def folder_at(folder: str | os.PathLike[str]) -> Path:
+    """The path of a folder that exists.
+
+    Raises:
+        CheckpointError: there is nothing, or a file.
+    """
     path = Path(folder).expanduser()
     if path.is_dir():
         return path
-    if path.suffix in _PICKLES and path.is_file():
+    if path.suffix in PICKLES and path.is_file():
         raise CheckpointError(_pickle_refused(path))
     if path.is_file():
         raise CheckpointError(
@@ -230,7 +234,7 @@ def _read_bytes(path: Path, limit: int) -> bytes:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise CheckpointError(f"{path} is not a plain file: fetch the checkpoint again")
+            raise DamagedCheckpointError(f"{path} is not a plain file: fetch the checkpoint again")
         if info.st_size > limit:
             raise CheckpointError(
                 f"{path} has {info.st_size:,} bytes, more than the {limit:,} that are allowed: "
@@ -238,7 +242,7 @@ def _read_bytes(path: Path, limit: int) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{path.parent} has no {path.name}: the checkpoint is incomplete; fetch it again"
         ) from None
     except OSError as error:
@@ -249,7 +253,9 @@ def _read_text(path: Path) -> str:
     try:
         return _read_bytes(path, _TEXT_LIMIT).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text (byte {error.start}): fetch it again") from None
+        raise DamagedCheckpointError(
+            f"{path} is not UTF-8 text (byte {error.start}): fetch it again"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -260,7 +266,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from None
+        raise DamagedCheckpointError(
+            f"{path} is not valid JSON ({error}): fetch the checkpoint again"
+        ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(data).__name__}")
     return data
@@ -278,7 +286,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     digest = config.get("weights_sha256")
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise CheckpointError(f"{path / CONFIG} has no valid weights_sha256: fetch the checkpoint again")
+        raise DamagedCheckpointError(
+            f"{path / CONFIG} has no valid weights_sha256: fetch the checkpoint again"
+        )
     return config
 
 
@@ -316,7 +326,7 @@ def _check_config(path: Path, config: dict[str, Any], kind: str | None) -> None:
 def _read_weights(path: Path, digests: set[str | None]) -> dict[str, torch.Tensor]:
     where = path / WEIGHTS
     if not _exists(where):
-        for pickle in sorted(entry for entry in path.iterdir() if entry.suffix in _PICKLES):
+        for pickle in sorted(entry for entry in path.iterdir() if entry.suffix in PICKLES):
             raise CheckpointError(_pickle_refused(pickle))
     data = _read_bytes(where, _WEIGHTS_LIMIT)
     _check_digest(where, data, digests)
@@ -327,7 +337,7 @@ def _read_weights(path: Path, digests: set[str | None]) -> dict[str, torch.Tenso
     try:
         weights: dict[str, torch.Tensor] = parse(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{where} is not a readable safetensors file ({error}): fetch the checkpoint again"
         ) from error
     _check_tensors(where, weights)
@@ -338,7 +348,7 @@ def _check_digest(where: Path, data: bytes, digests: set[str | None] | set[str])
     found = hashlib.sha256(data).hexdigest()
     for expected in digests:
         if expected != found:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{where} is damaged or was tampered with (sha256 {found[:12]}…, expected "
                 f"{str(expected)[:12]}…): fetch the checkpoint again"
             )

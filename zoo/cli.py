@@ -1,4 +1,4 @@
-"""The command line: `zoo denoise`, `zoo rollout`, `zoo list`, `zoo info`, `zoo demo`.
+"""The command line: `zoo denoise`, `zoo rollout`, `zoo list`, `zoo fetch`, `zoo publish` and others.
 
 Only what `zoo --help` needs is imported at the top; torch, ASE and OVITO are imported by the command
 that uses them.  Results go to stdout; progress, notes and errors to stderr.  A user's mistake is
@@ -57,6 +57,7 @@ def _root(
       zoo rollout NAME start.pdb -n 1000        let a molecule take picosecond steps
       zoo list                                  the released checkpoints
       zoo info denoiser-elements                what one is for, and how well it does
+      zoo fetch NAME                            download one for a machine without network
     """
 
 
@@ -211,13 +212,23 @@ def rollout(
 
 
 @app.command("list")
-def list_checkpoints() -> None:
+def list_checkpoints(
+    on_hub: Annotated[
+        bool, typer.Option("--hub", help="Ask the Hub: versions, sizes and headline metrics.")
+    ] = False,
+) -> None:
     """List the released checkpoints.
 
     \b
-    Example:
+    Examples:
       zoo list
+      zoo list --hub
     """
+    if on_hub:
+        from zoo.fetch_command import list_hub
+
+        list_hub(_console())
+        return
     from rich.table import Table
 
     from zoo.registry import records
@@ -248,6 +259,109 @@ def info(
     from zoo.info_command import show
 
     show(name, as_json=as_json, console=_console())
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name from 'zoo list' or OWNER/NAME; may end in @v1.2.0.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in the cache.")] = False,
+) -> None:
+    """Download a checkpoint, for a machine that has no network when it runs.
+
+    It goes to the cache of the Hub's client: HF_HUB_CACHE, or HF_HOME/hub.  Copy that folder to a
+    compute node, or share it, and set HF_HUB_OFFLINE=1 there.
+
+    \b
+    Examples:
+      zoo fetch denoiser-elements
+      zoo fetch someone/my-denoiser@v1.0.0
+      HF_HOME=/shared/huggingface zoo fetch sd-alanine-dipeptide-cg
+    """
+    from zoo.fetch_command import fetch as run
+
+    run(name, force=force, console=_console())
+
+
+@app.command("path")
+def print_path(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name from 'zoo list' or OWNER/NAME; may end in @v1.2.0.")
+    ],
+) -> None:
+    """Print the folder of a checkpoint that is on this machine, without any network.
+
+    \b
+    Example:
+      cp -rL "$(zoo path denoiser-elements)" my-denoiser
+    """
+    from zoo.fetch_command import path
+
+    path(name)
+
+
+@app.command()
+def publish(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Checkpoint folder with card and metrics.")
+    ] = None,
+    repo: Annotated[str | None, typer.Option("--repo", metavar="OWNER/NAME", help="Where to.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="X.Y.Z", help="The version in the folder's config.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Everything in the registry that is not published yet.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is a private one.")] = False,
+) -> None:
+    """Check a checkpoint and publish it on the Hub: one commit, then the tag vX.Y.Z.
+
+    It needs a token that may write: 'hf auth login', or HF_TOKEN.  A version that exists is never
+    changed.  If something fails there is no tag, and the same command can be given again.
+
+    \b
+    Examples:
+      zoo publish my-denoiser --repo me/my-denoiser --version 1.0.0 --dry-run
+      zoo publish my-denoiser --repo me/my-denoiser --version 1.0.0
+    """
+    from zoo.publish_command import publish as run
+
+    status = run(
+        folder,
+        repo,
+        version,
+        everything=everything,
+        dry_run=dry_run,
+        private=private,
+        console=_console(),
+    )
+    raise typer.Exit(status)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a checkpoint, see 'zoo list'.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="...", help="Passed on to the recipe.")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--publish", metavar="OWNER/NAME", help="Publish what comes out.")
+    ] = None,
+) -> None:
+    """Run a training recipe of the source repository: python -m training.RECIPE.
+
+    The checkpoint goes to build/RECIPE, or where --out says.
+
+    \b
+    Examples:
+      zoo train denoiser-elements --workers 8
+      zoo train sd-alanine-dipeptide-cg --data md
+    """
+    from zoo.publish_command import train as run
+
+    raise typer.Exit(run(recipe, arguments or [], repo=repo, console=_console()))
 
 
 @app.command()

@@ -32,7 +32,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from torch import nn
 
-from zoo import checkpoint
+from zoo import checkpoint, hub
 from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.errors import CheckpointError, StructureError
 from zoo.graph import neighbor_graph
@@ -188,22 +188,34 @@ class Denoiser:
         return self.config.name
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "denoiser-elements") -> Denoiser:
-        """Load a checkpoint by registry name, ``name@version`` or folder.
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] = "denoiser-elements",
+        version: str | None = None,
+        source: str = "auto",
+    ) -> Denoiser:
+        """Load a checkpoint, fetching it from the Hub if it is not here.
+
+        Parameters
+        ----------
+        name_or_path : folder, registry name or ``owner/name`` on the Hub; names may end in ``@v1.2.0``.
+        version : ``X.Y.Z``, instead of the ``@``.
+        source : "local", "bundled" or "hub" to look nowhere else.
 
         Raises
         ------
-        CheckpointError : the folder is damaged, of a newer format, or not a denoiser.
+        CheckpointError : damaged, of a newer format, not a denoiser, or cannot be fetched.
         UnknownCheckpointError : no such folder or name; close matches are offered.
         """
-        folder, record = checkpoint.resolve(name_or_path)
-        stored = checkpoint.load(folder, kind="denoiser", sha256=record.sha256 if record else None)
+        stored = hub.load(name_or_path, kind="denoiser", version=version, source=source)
         config = DenoiserConfig.from_dict(stored.config)
-        with torch.device("meta"):  # draws no random numbers and allocates nothing before the check
-            network = config.build()
+        # Initial values are overwritten, and the caller's seed is not ours.  The meta device would draw
+        # none, but its arithmetic imports the whole of torch's compiler, which takes a second.
+        with torch.random.fork_rng(devices=[]):
+            network = config.build().float()  # float32 whatever the caller's default dtype
         state = network.state_dict()
-        checkpoint.check_weights({k: tuple(v.shape) for k, v in state.items()}, stored.weights, str(folder))
-        network = network.float().to_empty(device="cpu")  # float32 whatever the caller's default dtype
+        shapes = {k: tuple(v.shape) for k, v in state.items()}
+        checkpoint.check_weights(shapes, stored.weights, str(stored.folder))
         network.load_state_dict(stored.weights, strict=True)
         return cls(config, network, metrics=stored.metrics, card=stored.card)
 

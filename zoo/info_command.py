@@ -29,13 +29,14 @@ def show(name: str, *, as_json: bool, console: Console) -> None:
     Raises
     ------
     UnknownCheckpointError : neither a registry name nor a folder.
-    CheckpointError : the folder is damaged.
+    CheckpointError : the folder is damaged, or is not on this machine.
     """
     from dataclasses import asdict
 
-    from zoo import checkpoint
+    from zoo import checkpoint, hub
 
-    folder, record = checkpoint.resolve(name)
+    found = hub.locate(name, network=False)
+    folder, record = found.folder, found.record
     config = checkpoint.read_config(folder)
     if (folder / checkpoint.WEIGHTS).exists():  # a config alone can be looked at
         checkpoint.check_weights_file(folder, config["weights_sha256"])
@@ -43,6 +44,7 @@ def show(name: str, *, as_json: bool, console: Console) -> None:
     if as_json:
         everything = {
             "folder": str(folder),
+            "commit": found.commit,
             "record": None if record is None else asdict(record),
             "config": config,
             "metrics": metrics,

@@ -41,6 +41,8 @@ class Record:
     """The command that trains this checkpoint from nothing."""
     bundled: bool
     """Whether the installed package carries the folder."""
+    commit: str | None = None
+    """The Hub commit that the tag names, 40 hexadecimal digits; None until it is published."""
 
 
 @cache
@@ -68,17 +70,32 @@ def find(name: str) -> Record:
     Raises:
         UnknownCheckpointError: no such name or version; the message offers close matches.
     """
-    wanted, at, version = name.strip().partition("@")
-    known = {record.name: record for record in _all()}
-    record = known.get(wanted)
-    if record is None:
-        raise UnknownCheckpointError(_unknown(wanted, sorted(known)))
-    if at and version.removeprefix("v") != record.version:
+    wanted, version = split(name)
+    record = named(wanted)
+    if version is not None and version != record.version:
         raise UnknownCheckpointError(
             f"checkpoint {wanted!r} has no version {version!r} in this release of score-zoo: "
             f"use {record.name}@{record.version}, or install the release that carries the other one"
         )
     return record
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """`name@v1.2.3` as `("name", "1.2.3")`; the version is None if there is no `@`."""
+    wanted, at, version = name.strip().partition("@")
+    return wanted, version.removeprefix("v") if at else None
+
+
+def named(name: str) -> Record:
+    """The record of this name, whatever its version.
+
+    Raises:
+        UnknownCheckpointError: no such name; the message offers close matches.
+    """
+    known = {record.name: record for record in _all()}
+    if name not in known:
+        raise UnknownCheckpointError(_unknown(name, sorted(known)))
+    return known[name]
 
 
 def _unknown(wanted: str, names: list[str]) -> str:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, diffusion
+from zoo import checkpoint, diffusion, hub
 from zoo.backbones.site_mlp import SiteMLP, SiteMLPConfig
 from zoo.backbones.site_transformer import SiteTransformer, SiteTransformerConfig
 from zoo.errors import CheckpointError, StructureError
@@ -268,23 +268,31 @@ class ScoreDynamics:
         return diffusion.n_evaluations(self.config.solver, self.config.n_levels)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> ScoreDynamics:
-        """Load a checkpoint by registry name, ``name@version`` or folder.
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], version: str | None = None, source: str = "auto"
+    ) -> ScoreDynamics:
+        """Load a checkpoint, fetching it from the Hub if it is not here.
+
+        Parameters
+        ----------
+        name_or_path : folder, registry name or ``owner/name`` on the Hub; names may end in ``@v1.2.0``.
+        version : ``X.Y.Z``, instead of the ``@``.
+        source : "local", "bundled" or "hub" to look nowhere else.
 
         Raises
         ------
-        CheckpointError : the folder is damaged, of a newer format, or not a propagator.
+        CheckpointError : damaged, of a newer format, not a propagator, or cannot be fetched.
         UnknownCheckpointError : no such folder or name; close matches are offered.
         """
-        folder, record = checkpoint.resolve(name_or_path)
-        stored = checkpoint.load(folder, kind="score-dynamics", sha256=record.sha256 if record else None)
+        stored = hub.load(name_or_path, kind="score-dynamics", version=version, source=source)
         config = ScoreDynamicsConfig.from_dict(stored.config)
         with torch.random.fork_rng(
             devices=[]
         ):  # initial values are overwritten; the caller's seed is not ours
             network = config.build().float()
         state = network.state_dict()
-        checkpoint.check_weights({k: tuple(v.shape) for k, v in state.items()}, stored.weights, str(folder))
+        shapes = {k: tuple(v.shape) for k, v in state.items()}
+        checkpoint.check_weights(shapes, stored.weights, str(stored.folder))
         network.load_state_dict(stored.weights, strict=True)
         return cls(
             config,
