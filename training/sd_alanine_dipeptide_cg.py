@@ -11,46 +11,22 @@ one.  Whole segments are held out, never single frames.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from functools import partial
 
+from training.score_dynamics.alanine_dipeptide import FORCEFIELD, HOLD_OUT, VALIDATION, body_frame, molecule
 from training.score_dynamics.recipe import Recipe, main
-from zoo.molecules.molecule import Molecule
-
-FORCEFIELD = "AMBER14SB, TIP3P, 300 K, LangevinMiddle 0.1/ps, 4 fs"
-
-
-def molecule() -> Molecule:
-    """Alanine dipeptide, its ten heavy atoms as sites."""
-    import mdtraj
-
-    pdb = Path(__file__).parent / "reference_md" / "ace-ala-nme.pdb"
-    return Molecule.from_mdtraj(mdtraj.load_pdb(str(pdb)).topology, sites="heavy")
-
-
-def body_frame(mol: Molecule) -> tuple[int, int, int]:
-    """N, CA and C of the alanine."""
-    residue = [mol.residue_names[i] for i in mol.sites]
-
-    def find(name: str) -> int:
-        return next(
-            k for k, (r, n) in enumerate(zip(residue, mol.site_names, strict=True)) if (r, n) == ("ALA", name)
-        )
-
-    return find("N"), find("CA"), find("C")
-
 
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide_cg",
     name="sd-alanine-dipeptide-cg",
     version="1.1.0",
     forcefield=FORCEFIELD,
-    molecule=molecule,
+    molecule=partial(molecule, "heavy"),
     frame=body_frame,
     backbone="site-mlp",
-    architecture={"n_sites": 10, "width": 384, "depth": 4, "n_frequencies": 8},
-    # One round of the starting basins, so that each of them is tested.
-    hold_out=tuple(f"segment-{k:03d}" for k in range(10)),
-    validation=("segment-010", "segment-011", "segment-012"),
+    architecture={"n_sites": 10, "width": 256, "depth": 3, "n_frequencies": 8},
+    hold_out=HOLD_OUT,
+    validation=VALIDATION,
     n_steps=20000,
 )
 

@@ -1,12 +1,15 @@
-"""Which network for a propagator?  Each candidate trains for the same time on the same data and threads.
+"""Which network for a propagator?  Each candidate gets the same computing time on the same data.
 
     python -m training.sd_alanine_dipeptide_cg --data md --pack-only --out build/cg
-    python -m training.benchmarks.candidates build/cg-training/data.safetensors --minutes 3 --threads 1
+    python -m training.benchmarks.candidates build/cg-training/data.safetensors --minutes 3
     python -m training.benchmarks.candidates ... --record sd-alanine-dipeptide-cg
 
-What counts is the validation loss that a given time of training buys (of the averaged parameters, with a
-learning rate that has come down to its end by then), and after that the time of an evaluation, which
-rollouts pay.  Samples per second alone would favour networks that are too small.
+First the training speed of all candidates is measured, in several rounds in turn, and the best round of
+each counts: other work on the machine then disturbs all of them alike, or none.  Then each trains for as
+many steps as it does in the given time at that speed, with a learning rate that has come down to its end
+by then.  What counts is the validation loss (of the averaged parameters) that this buys, and after that
+the time of an evaluation, which rollouts pay.  Samples per second alone would favour networks that are
+too small.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,19 @@ CANDIDATES: dict[str, tuple[str, dict[str, int], str, float]] = {
 }
 
 
-def speed(packed: Packed, precision: str, seconds: float = 6.0) -> float:
-    """Training samples per second, forward, backward and update, from a short run of its own."""
+def candidate(packed: Packed, name: str) -> Packed:
+    """The same data, to be learned by another network."""
+    backbone, architecture, _, _ = CANDIDATES[name]
+    config = {
+        **packed.config,
+        "backbone": backbone,
+        "architecture": {"n_sites": packed.n_sites, **architecture},
+    }
+    return replace(packed, config=config)
+
+
+def speed(packed: Packed, precision: str, seconds: float = 3.0) -> float:
+    """Training samples per second of one thread: batch, forward, backward and update."""
     model = packed.build()
     model.bf16 = precision == "bf16"
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -66,6 +80,15 @@ def speed(packed: Packed, precision: str, seconds: float = 6.0) -> float:
     return done * packed.noise.batch_size / (time.perf_counter() - began)
 
 
+def speeds(packed: Packed, names: Sequence[str], rounds: int) -> dict[str, float]:
+    """Best of several rounds for each candidate."""
+    best = dict.fromkeys(names, 0.0)
+    for _ in range(rounds):
+        for name in names:
+            best[name] = max(best[name], speed(candidate(packed, name), CANDIDATES[name][2]))
+    return best
+
+
 def evaluation_time(model: ConditionalDenoiser, packed: Packed, batch: int, repeats: int = 20) -> float:
     """Milliseconds of one network evaluation of ``batch`` walkers; the median of several."""
     x = packed.training.pairs(slice(0, batch))[0]
@@ -80,34 +103,25 @@ def evaluation_time(model: ConditionalDenoiser, packed: Packed, batch: int, repe
     return 1e3 * sorted(times)[repeats // 2]
 
 
-def measure(packed: Packed, name: str, minutes: float, threads: int, seed: int) -> dict[str, Any]:
-    """Train one candidate for about ``minutes`` and measure it."""
-    backbone, architecture, precision, rate = CANDIDATES[name]
-    config: Mapping[str, Any] = {
-        **packed.config,
-        "backbone": backbone,
-        "architecture": {"n_sites": packed.n_sites, **architecture},
-    }
-    own = replace(packed, config=dict(config))
-    rate_of_samples = speed(own, precision)
-    for _ in range(3):  # other work on the machine may have made the first look wrong: then again
-        steps = max(100, int(rate_of_samples * minutes * 60 / packed.noise.batch_size))
-        loop = LoopConfig(
-            n_steps=steps, learning_rate=rate, warmup=min(500, steps // 10), seed=seed,
-            log_every=max(steps // 4, 1), checkpoint_every=1e9, precision=precision,
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            model, average = fit(own, Path(folder), loop, workers=threads)
-            rows = [json.loads(line) for line in (Path(folder) / LOG).read_text().splitlines()]
-        rate_of_samples = steps * packed.noise.batch_size / rows[-1]["seconds"]
-        if abs(rows[-1]["seconds"] / 60 - minutes) < 0.15 * minutes:
-            break
+def measure(
+    packed: Packed, name: str, samples_per_second: float, minutes: float, seed: int
+) -> dict[str, Any]:
+    """Train one candidate for ``minutes`` at its speed, and measure it."""
+    _, _, precision, rate = CANDIDATES[name]
+    steps = max(100, round(samples_per_second * minutes * 60 / packed.noise.batch_size))
+    loop = LoopConfig(
+        n_steps=steps, learning_rate=rate, warmup=min(500, steps // 10), seed=seed,
+        log_every=max(steps // 4, 1), checkpoint_every=1e9, precision=precision,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        model, average = fit(candidate(packed, name), Path(folder), loop)
+        rows = [json.loads(line) for line in (Path(folder) / LOG).read_text().splitlines()]
     model.load_state_dict(average, strict=False)
     return {
         "candidate": name,
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "samples_per_second": round(steps * packed.noise.batch_size / rows[-1]["seconds"]),
-        "minutes": round(rows[-1]["seconds"] / 60, 2),
+        "samples_per_second": round(samples_per_second),
+        "steps": steps,
         "validation_loss": round(rows[-1]["validation"], 4),
         "ms_per_evaluation_1": round(evaluation_time(model, packed, 1), 3),
         "ms_per_evaluation_64": round(evaluation_time(model, packed, 64), 3),
@@ -120,22 +134,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("data", type=Path, help="what a recipe wrote with --pack-only")
     parser.add_argument("--minutes", type=float, default=3.0, help="of training for each candidate")
-    parser.add_argument("--threads", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--rounds", type=int, default=4, help="of measuring speeds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CANDIDATES), help="some of them")
     parser.add_argument("--results", type=Path, help="JSON of the rows; those in it already are kept")
     parser.add_argument("--record", metavar="CHECKPOINT", help="write the figures to its metrics.json")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # parallel over parts of a batch instead
+    torch.set_num_threads(1)
     try:
         packed = read_packed(args.data)
         rows: list[dict[str, Any]] = []
         if args.results is not None and args.results.is_file():
             rows = json.loads(args.results.read_text())
-        for name in args.only or CANDIDATES:
-            if name in {row["candidate"] for row in rows}:
-                continue
-            rows.append(measure(packed, name, args.minutes, args.threads, args.seed))
+        done = {row["candidate"] for row in rows}
+        names = [name for name in args.only or CANDIDATES if name not in done]
+        for name, samples_per_second in speeds(packed, names, args.rounds).items():
+            rows.append(measure(packed, name, samples_per_second, args.minutes, args.seed))
             print(json.dumps(rows[-1]), flush=True)
             if args.results is not None:
                 args.results.write_text(json.dumps(rows, indent=1))
@@ -143,13 +157,10 @@ def main(argv: list[str] | None = None) -> int:
             folder = Path(args.record)
             if not folder.is_dir():
                 folder = registry.bundled_folder(registry.find(args.record))
-            command = (
-                f"python -m training.benchmarks.candidates data.safetensors --minutes {args.minutes:g} "
-                f"--threads {args.threads}"
-            )
+            command = f"python -m training.benchmarks.candidates data.safetensors --minutes {args.minutes:g}"
             record(
                 folder, "candidates", rows, command=command, seed=args.seed,
-                extra={"n_pairs": len(packed.training), "threads": args.threads},
+                extra={"n_pairs": len(packed.training), "minutes": args.minutes, "rounds": args.rounds},
             )  # fmt: skip
     except (ZooError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
