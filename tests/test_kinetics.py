@@ -1,99 +1,201 @@
-"""Torsions, their histograms, and the divergence of histograms."""
+"""Torsions, their histograms, and the Jensen-Shannon divergence, against MDTraj and by hand."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
-from zoo.analysis.ramachandran import backbone_torsions, ramachandran
-from zoo.errors import StructureError, ZooError
-from zoo.molecules.molecule import Molecule
 
 PDB = Path(__file__).parent / "data" / "molecules" / "alanine-dipeptide.pdb"
 
 
-def test_torsion_of_a_hand_made_chain_has_the_iupac_sign() -> None:
-    # Looking from the second to the third, the last is turned clockwise by the torsion angle.
-    for angle in (-179.0, -90.0, -30.0, 0.0, 60.0, 150.0):
-        a = np.radians(angle)
-        chain = [[1, 0, 0], [0, 0, 0], [0, 0, -1], [np.cos(a), np.sin(-a) * -1, -1]]
-        # Down the axis (0, 0, -1) clockwise is from x towards -(-y): the sign below is that of mdtraj.
-        ours = torsions(np.array([chain]), [(0, 1, 2, 3)])[0, 0]
-        topology = mdtraj.Topology()
-        residue = topology.add_residue("X", topology.add_chain())
-        for _ in range(4):
-            topology.add_atom("C", mdtraj.element.carbon, residue)
-        theirs = mdtraj.compute_dihedrals(mdtraj.Trajectory(np.array([chain]) / 10, topology), [[0, 1, 2, 3]])
-        assert ours == pytest.approx(np.degrees(theirs[0, 0]), abs=1e-3)
-        assert abs(ours) == pytest.approx(abs(angle), abs=1e-9)
+def wrapped(degrees: Any) -> Any:
+    return (np.asarray(degrees) + 180.0) % 360.0 - 180.0
 
 
-def test_torsions_are_those_of_mdtraj_on_a_molecule() -> None:
-    trajectory = mdtraj.load_pdb(str(PDB))
-    molecule = Molecule.from_mdtraj(trajectory.topology, sites="all")
-    ours = torsions(trajectory.xyz * 10, backbone_torsions(molecule))
-    theirs = np.degrees([mdtraj.compute_phi(trajectory)[1][:, 0], mdtraj.compute_psi(trajectory)[1][:, 0]]).T
+def chain(angle: float) -> np.ndarray:
+    """Four atoms of that torsion: seen along the middle bond, from front to back, clockwise is positive."""
+    turn = math.radians(angle)
+    return np.array([[1.0, 0, -0.3], [0, 0, 0], [0, 0, 1.5], [2 * math.cos(turn), 2 * math.sin(turn), 1.9]])
+
+
+def rotation(seed: int) -> np.ndarray:
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+# --- torsions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-3, 60.0, 90.0, 179.9, -0.5, -60.0, -120.0, -179.9])
+def test_the_sign_is_that_of_iupac(angle: float) -> None:
+    assert torsions(chain(angle), [(0, 1, 2, 3)])[0] == pytest.approx(angle, abs=1e-9)
+    assert torsions(chain(angle), [(3, 2, 1, 0)])[0] == pytest.approx(angle, abs=1e-9)  # from either end
+
+
+def test_antiperiplanar_is_180_of_either_sign() -> None:
+    assert abs(torsions(chain(180.0), [(0, 1, 2, 3)])[0]) == pytest.approx(180.0)
+
+
+def test_mdtraj_finds_the_same_angles() -> None:
+    topology = mdtraj.load(str(PDB)).topology
+    rng = np.random.default_rng(0)
+    # single precision, so that both start from the same numbers; nm for MDTraj
+    xyz = rng.normal(size=(40, topology.n_atoms, 3)).astype(np.float32)
+    quadruples = [tuple(rng.permutation(topology.n_atoms)[:4].tolist()) for _ in range(30)]
+    theirs = np.degrees(
+        mdtraj.compute_dihedrals(mdtraj.Trajectory(xyz, topology), quadruples, periodic=False)
+    )
+    ours = torsions(xyz.astype(np.float64) * 10, quadruples)
+    assert ours.shape == (40, 30)
+    assert np.abs(wrapped(ours - theirs)).max() < 0.02
+
+
+def test_phi_and_psi_of_the_bundled_molecule_are_those_of_mdtraj() -> None:
+    frame = mdtraj.load(str(PDB))
+    (phi,), (psi,) = mdtraj.compute_phi(frame)[0], mdtraj.compute_psi(frame)[0]
+    theirs = np.degrees([mdtraj.compute_phi(frame)[1][0, 0], mdtraj.compute_psi(frame)[1][0, 0]])
+    ours = torsions(frame.xyz[0] * 10, [tuple(phi), tuple(psi)])
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
-def test_torsions_turn_with_nothing_and_change_sign_in_the_mirror() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(7, 4, 3))
-    q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    angles = torsions(x, [(0, 1, 2, 3), (3, 2, 1, 0)])
-    np.testing.assert_allclose(angles[:, 0], angles[:, 1])  # the same from either end
-    turned = torsions(x @ q.T + 5, [(0, 1, 2, 3)])[:, 0]
-    np.testing.assert_allclose(turned, angles[:, 0] * np.sign(np.linalg.det(q)), atol=1e-9)
+@pytest.mark.parametrize("seed", range(3))
+def test_only_the_shape_matters_and_a_mirror_changes_the_sign(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(5, 8, 3))
+    quadruples = [(0, 1, 2, 3), (4, 2, 7, 5), (6, 0, 3, 1)]
+    plain = torsions(x, quadruples)
+    assert np.ptp(plain) > 30
+    moved = torsions(3.0 * x @ rotation(seed).T + rng.normal(size=3) * 20, quadruples)
+    assert np.abs(wrapped(moved - plain)).max() < 1e-8
+    mirrored = torsions(x * [1, 1, -1], quadruples)
+    assert np.abs(wrapped(mirrored + plain)).max() < 1e-8
 
 
-def test_histograms_are_periodic_and_lose_nothing() -> None:
-    angles = np.array([[-180.0, 0.0], [180.0, 0.0], [540.0, 0.0], [179.999, 0.0], [-900.0, 360.0]])
-    counts = torsion_histogram(angles, 4)
-    assert counts[0, 2] == 4 and counts[3, 2] == 1 and counts.sum() == 5
-    rng = np.random.default_rng(1)
-    assert torsion_histogram(rng.uniform(-400, 400, (1000, 2))).sum() == 1000
+def test_any_leading_shape_is_kept_and_the_input_is_left_alone() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 6, 3))
+    before = x.copy()
+    angles = torsions(x, [(0, 1, 2, 3), (2, 3, 4, 5)])
+    assert angles.shape == (2, 3, 2)
+    np.testing.assert_array_equal(angles[1, 2], torsions(x[1, 2], [(0, 1, 2, 3), (2, 3, 4, 5)]))
+    np.testing.assert_array_equal(x, before)
 
 
-def test_jensen_shannon_in_cases_known_exactly() -> None:
-    assert jensen_shannon([1, 2, 3], [2, 4, 6]) == pytest.approx(0.0, abs=1e-15)
-    assert jensen_shannon([1, 0], [0, 5]) == pytest.approx(1.0)
-    # H(3/4, 1/4) - 1/2 H(1, 0) - 1/2 H(1/2, 1/2)
-    entropy = -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
-    assert jensen_shannon([4, 0], [1, 1]) == pytest.approx(entropy - 0.5)
-    a, b = np.random.default_rng(2).random((2, 6, 6))
-    assert jensen_shannon(a, b) == pytest.approx(jensen_shannon(b, 7 * a))
+# --- histograms -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("a", "b"), [([1, 2], [1, 2, 3]), ([1, -1], [1, 1]), ([0, 0], [1, 1])])
-def test_impossible_histograms_are_refused(a: list[int], b: list[int]) -> None:
-    with pytest.raises(ValueError, match="histogram"):
-        jensen_shannon(a, b)
+@pytest.mark.parametrize(
+    ("angle", "bin_"),
+    [
+        (-180.0, 0),
+        (180.0, 0),
+        (540.0, 0),
+        (-540.0, 0),
+        (180.0 - 1e-9, 17),
+        (np.nextafter(-180.0, -200.0), 17),  # rounds up to 360 when wrapped
+        (-160.0, 1),
+        (-160.1, 0),
+        (0.0, 9),
+        (-1e-9, 8),
+        (179.0, 17),
+        (179.0 - 720.0, 17),
+    ],
+)
+def test_the_square_is_periodic(angle: float, bin_: int) -> None:
+    for column, place in ((0, (bin_, 9)), (1, (9, bin_))):
+        angles = np.zeros((1, 2))
+        angles[0, column] = angle
+        counts = torsion_histogram(angles)
+        assert counts.shape == (18, 18)
+        assert counts[place] == counts.sum() == 1
 
 
-@pytest.mark.parametrize("sites", ["all", "heavy"])
-def test_backbone_torsions_are_phi_and_psi(sites: str) -> None:
-    topology = mdtraj.load_pdb(str(PDB)).topology
-    molecule = Molecule.from_mdtraj(topology, sites=sites)  # type: ignore[arg-type]
-    named = [[molecule.site_names[k] for k in row] for row in backbone_torsions(molecule)]
-    assert named == [["C", "N", "CA", "C"], ["N", "CA", "C", "N"]]
+def test_rows_are_the_first_angle() -> None:
+    counts = torsion_histogram([[-170.0, 170.0], [-170.0, 170.0], [10.0, -10.0]], n_bins=18)
+    assert counts[0, 17] == 2
+    assert counts[9, 8] == 1
+    assert counts.dtype == np.float64
 
 
-def test_a_molecule_without_phi_has_no_backbone_torsions(tmp_path: Path) -> None:
-    topology = mdtraj.load_pdb(str(PDB)).topology
-    whole = Molecule.from_mdtraj(topology, sites="heavy")
-    with pytest.raises(StructureError, match="phi and psi"):
-        backbone_torsions(Molecule.from_json({**whole.to_json(), "sites": list(whole.sites[:5])}))
+@given(
+    angles=st.lists(st.tuples(*[st.floats(-1e4, 1e4)] * 2), max_size=30),
+    n_bins=st.integers(1, 73),
+)
+def test_every_angle_is_counted_once(angles: list[tuple[float, float]], n_bins: int) -> None:
+    counts = torsion_histogram(np.array(angles).reshape(-1, 2), n_bins)
+    assert counts.shape == (n_bins, n_bins)
+    assert counts.sum() == len(angles)
 
 
-def test_the_picture_is_a_png_and_nothing_else_is_left(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    path = ramachandran(rng.normal(-80, 20, (500, 2)), tmp_path / "map.png", "title", (-80, 80))
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG") and len(content) > 10_000
-    assert [p.name for p in tmp_path.iterdir()] == ["map.png"]
-    with pytest.raises(ZooError):
-        ramachandran(rng.normal(0, 20, (50, 2)), tmp_path / "absent" / "map.png")
+def test_counts_are_those_of_numpy() -> None:
+    angles = np.random.default_rng(0).uniform(-180, 180, (2000, 2))
+    edges = np.linspace(-180, 180, 31)
+    expected, _, _ = np.histogram2d(angles[:, 0], angles[:, 1], bins=[edges, edges])
+    np.testing.assert_array_equal(torsion_histogram(angles, 30), expected)
+
+
+# --- divergence -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "bits"),
+    [
+        ([1, 2, 3], [1, 2, 3], 0.0),
+        ([1, 2, 3], [10, 20, 30], 0.0),
+        ([1, 0], [0, 1], 1.0),
+        ([3, 5, 0, 0], [0, 0, 1, 9], 1.0),
+        # 1/2 log2(4/3) + 1/2 (1/2 log2(2/3) + 1/2 log2(2))
+        ([1, 0], [1, 1], 0.5 * math.log2(4 / 3) + 0.25 * math.log2(4 / 3)),
+        # H(3/8) - (H(1/4) + H(1/2)) / 2
+        ([1, 3], [1, 1], 0.9544340029249649 - 0.5 * (0.8112781244591328 + 1.0)),
+        ([1, 1, 0], [0, 1, 1], 0.5),
+    ],
+)
+def test_exact_values(p: list[float], q: list[float], bits: float) -> None:
+    assert jensen_shannon(p, q) == pytest.approx(bits, abs=1e-12)
+    assert jensen_shannon(q, p) == pytest.approx(bits, abs=1e-12)
+    assert jensen_shannon(np.multiply(p, 7), np.multiply(q, 0.01)) == pytest.approx(bits, abs=1e-12)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 2), min_size=1, max_size=20))
+def test_it_is_symmetric_between_0_and_1_and_the_order_of_bins_is_free(rows: list[tuple[int, int]]) -> None:
+    p, q = np.array(rows).T
+    if not (p.sum() and q.sum()):
+        return
+    found = jensen_shannon(p, q)
+    assert 0.0 <= found <= 1.0 + 1e-12
+    assert found == pytest.approx(jensen_shannon(q, p), abs=1e-12)
+    assert found == pytest.approx(jensen_shannon(p[::-1], q[::-1]), abs=1e-12)
+    # dividing every bin into two equal ones tells nothing new
+    assert found == pytest.approx(jensen_shannon(np.repeat(p, 2), np.repeat(q, 2)), abs=1e-12)
+
+
+def test_two_dimensional_histograms_are_compared_bin_by_bin() -> None:
+    p, q = np.zeros((18, 18)), np.zeros((18, 18))
+    p[3, 4], q[4, 3] = 5, 5
+    assert jensen_shannon(p, q) == 1.0
+    assert jensen_shannon(p, q.T) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "message"),
+    [
+        ([1, 2], [1, 2, 3], "different shapes"),
+        ([1, -1, 3], [1, 2, 3], "non-negative"),
+        ([1, 2, 3], [1, -1, 3], "non-negative"),
+        ([0, 0], [1, 2], "positive"),
+        ([1, 2], [0, 0], "positive"),
+        ([], [], "positive"),
+    ],
+)
+def test_what_is_no_histogram_is_refused(p: list[float], q: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jensen_shannon(p, q)

@@ -1,213 +1,389 @@
-"""One contract for every released propagator: symmetries, seeds, physics, golden output."""
+"""What every released propagator keeps, whatever its weights: symmetries, seeds, a sound molecule, a score.
+
+The thresholds come from the contract and from physics at 300 K, not from one set of weights.
+"""
 
 from __future__ import annotations
 
 import json
-import warnings
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
-from tests.released_propagators import NAMES, PDB, golden, golden_path, start_positions
-from zoo import cli
+import zoo
+from zoo.errors import StructureError
 from zoo.molecules.molecule import handedness
+from zoo.molecules.rigid import superposition
+from zoo.molecules.start import load_start
+from zoo.registry import Record, bundled_folder, records
+from zoo.rollout import Rollout
 from zoo.score_dynamics import ScoreDynamics
 
+Array = npt.NDArray[np.float64]
 
-@pytest.fixture(scope="module", params=NAMES)
+NAMES = [record.name for record in records() if record.kind == "score-dynamics"]
+MOST_EVALUATIONS = 20
+MIRROR = np.array([1.0, 1.0, -1.0])
+
+
+def record_of(name: str) -> Record:
+    return next(record for record in records() if record.name == name)
+
+
+@cache
+def loaded(name: str) -> ScoreDynamics:
+    return ScoreDynamics.from_pretrained(name)
+
+
+@pytest.fixture(params=NAMES)
 def model(request: pytest.FixtureRequest) -> ScoreDynamics:
-    return ScoreDynamics.from_pretrained(request.param)
+    record = record_of(request.param)
+    if not (bundled_folder(record) / "config.json").is_file():
+        if record.bundled and os.environ.get("CI"):
+            pytest.fail(f"the bundled checkpoint {record.name} is missing")
+        pytest.skip(f"{record.name} is not in this tree")
+    return loaded(record.name)
 
 
-def rotation(seed: int) -> np.ndarray:
+def start_file(model: ScoreDynamics) -> Path:
+    """The bundled structure that holds the molecule of this checkpoint."""
+    for path in sorted((Path(zoo.__file__).parent / "data").glob("*.pdb")):
+        try:
+            load_start(path, model.molecule)
+        except StructureError:
+            continue
+        return path
+    raise AssertionError(f"no structure in zoo/data holds the molecule of {model.name}")
+
+
+def start(model: ScoreDynamics) -> Array:
+    (x,) = load_start(start_file(model), model.molecule)
+    return x
+
+
+def rotation(seed: int) -> Array:
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    return q * np.sign(np.linalg.det(q))
+    return np.asarray(q * np.sign(np.linalg.det(q)))
 
 
-def test_golden_output(model: ScoreDynamics) -> None:
-    stored, found = json.loads(golden_path(model.name).read_text()), golden(model)
-    assert stored["weights_sha256"] == found["weights_sha256"], "run python tests/make_golden_propagators.py"
-    np.testing.assert_allclose(found["after_1"], stored["after_1"], atol=1e-3)
-    np.testing.assert_allclose(found["after_5"], stored["after_5"], atol=1e-2)
-    np.testing.assert_allclose(found["score"], stored["score"], atol=1e-2, rtol=1e-3)
+def copies(x: Array, n: int) -> Array:
+    return np.repeat(x[None], n, 0)
 
 
-def test_the_limits_of_the_project_are_kept(model: ScoreDynamics) -> None:
-    assert model.n_evaluations <= 20
-    assert model.lag_time > 0
+def positions(run: Rollout) -> Array:
+    """(n_walkers, n_frames, n_sites, 3) Å."""
+    return np.stack([each.xyz for each in run.trajectories]).astype(np.float64) * 10
 
 
-@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def internal(x_next: Array, x: Array) -> tuple[Array, Array]:
+    """Displacements after superposition on x, Å, and the rotations (rows @ R.T) that superpose."""
+    after, before = torch.from_numpy(x_next), torch.from_numpy(np.broadcast_to(x, x_next.shape).copy())
+    turn = superposition(after, before).numpy()
+    aligned = (x_next - x_next.mean(-2, keepdims=True)) @ turn.transpose(0, 2, 1)
+    return aligned - (x - x.mean(0)), turn
+
+
+# --- identity ---------------------------------------------------------------------------------------
+
+
+def test_there_is_a_propagator() -> None:
+    assert "sd-alanine-dipeptide-cg" in NAMES
+
+
+def test_it_loads_by_name_and_by_name_and_version(model: ScoreDynamics) -> None:
+    record = record_of(model.name)
+    assert model.checkpoint_id == f"{record.name}@{record.version}"
+    assert model.weights_sha256 == record.sha256
+    again = ScoreDynamics.from_pretrained(model.checkpoint_id)
+    x, noise = start(model)[None], model.noise(0, [0], 1, 0)
+    np.testing.assert_array_equal(again.propose(x, [0], noise), model.propose(x, [0], noise))
+    assert all(bool(torch.isfinite(each).all()) for each in model.denoiser.state_dict().values())
+
+
+def test_a_step_costs_at_most_20_network_evaluations(model: ScoreDynamics) -> None:
+    calls: list[int] = []
+    hook = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        model.propose(start(model)[None], [0], model.noise(0, [0], 1, 0))
+    finally:
+        hook.remove()
+    assert len(calls) == model.n_evaluations <= MOST_EVALUATIONS
+
+
+# --- symmetries -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0], ids=["rotation", "mirror image"])
 def test_steps_follow_rotation_translation_and_reflection(model: ScoreDynamics, mirror: float) -> None:
-    x = start_positions(model)
-    turn, shift = rotation(4) * mirror, np.array([5.0, -8.0, 2.0])
-    noise = model.noise(1, [0], 1, 0)
-    plain = model.propose(x[None], [0], noise)[0]
-    moved = model.propose((x @ turn.T + shift)[None], [0], noise)[0]
-    np.testing.assert_allclose(moved, plain @ turn.T + shift, atol=1e-3)
+    """With the same noise: it is given in the body frame, whose third axis has the molecule's handedness."""
+    if mirror < 0 and not model.molecule.stereocentres:
+        pytest.skip("without a stereocentre the frame is the same on both sides of a mirror")
+    x = start(model)
+    turn, shift = rotation(1) * mirror, np.array([30.0, -20.0, 5.0])
+    plain, moved = copies(x, 8), copies(x @ turn.T + shift, 8)
+    for step in range(1, 6):
+        noise = model.noise(3, range(8), step, 0)
+        plain, moved = model.propose(plain, range(8), noise), model.propose(moved, range(8), noise)
+        np.testing.assert_allclose(moved, plain @ turn.T + shift, atol=1e-3)
+    assert np.abs(plain - x).max() > 0.3  # and they do move
 
 
-def test_d_moves_as_the_mirror_of_l_and_neither_ever_flips(model: ScoreDynamics) -> None:
-    x = start_positions(model)
-    mirror = np.array([1.0, 1.0, -1.0])
-    left = model.rollout(as_trajectory(model, x), 20, seed=3).trajectories[0].xyz
-    right = model.rollout(as_trajectory(model, x * mirror), 20, seed=3).trajectories[0].xyz
-    hands = [handedness(np.asarray(y, dtype=float), model.molecule.centres) for y in (left, right)]
-    assert (hands[0] == hands[0][0]).all() and (hands[1] == -hands[0]).all()
-    # Rounding grows along a trajectory, so only its first steps are compared.
-    np.testing.assert_allclose(right[:4], left[:4] * mirror, atol=2e-3)
+def test_the_order_of_atoms_in_the_start_does_not_matter(model: ScoreDynamics) -> None:
+    whole = mdtraj.load(str(start_file(model)))
+    order = np.random.default_rng(5).permutation(whole.n_atoms)
+    assert (order != np.arange(whole.n_atoms)).any()
+    plain = positions(model.rollout(whole, n_steps=3, n_walkers=2, seed=7))
+    other = positions(model.rollout(reordered(whole, order), n_steps=3, n_walkers=2, seed=7))
+    np.testing.assert_allclose(other, plain, atol=1e-3)
 
 
-def as_trajectory(model: ScoreDynamics, x: np.ndarray) -> mdtraj.Trajectory:
-    return mdtraj.Trajectory(x[None] / 10, model.molecule.topology())
-
-
-def test_the_same_seed_gives_the_same_walker_whoever_else_runs(model: ScoreDynamics) -> None:
-    few = model.rollout(PDB, 5, n_walkers=2, seed=11)
-    many = model.rollout(PDB, 5, n_walkers=35, seed=11)
-    other = model.rollout(PDB, 5, n_walkers=1, seed=12)
-    for k in range(2):
-        assert np.array_equal(few.trajectories[k].xyz, many.trajectories[k].xyz)
-    assert not np.array_equal(few.trajectories[0].xyz, few.trajectories[1].xyz)
-    assert not np.array_equal(few.trajectories[0].xyz, other.trajectories[0].xyz)
-
-
-def test_the_order_of_atoms_in_the_file_does_not_matter(model: ScoreDynamics) -> None:
-    trajectory = mdtraj.load_pdb(str(PDB))
-    order = np.random.default_rng(0).permutation(trajectory.n_atoms)
+def reordered(trajectory: mdtraj.Trajectory, order: Sequence[int]) -> mdtraj.Trajectory:
+    atoms = list(trajectory.topology.atoms)
     topology = mdtraj.Topology()
-    residue = topology.add_residue("LIG", topology.add_chain())
-    for k in order:  # no names, no residues, no bonds to go by
-        topology.add_atom("X", trajectory.topology.atom(int(k)).element, residue)
-    shuffled = mdtraj.Trajectory(trajectory.xyz[:, order], topology)
-    a = model.rollout(trajectory, 2, seed=1).trajectories[0]
-    b = model.rollout(shuffled, 2, seed=1).trajectories[0]
-    np.testing.assert_allclose(a.xyz, b.xyz, atol=1e-5)
-
-
-def test_the_score_is_that_of_an_internal_density(model: ScoreDynamics) -> None:
-    x = start_positions(model)
-    x_next = model.step(x, np.random.default_rng(2))
-    value = model.score(x_next, x, 0.1)
-    assert np.isfinite(value).all() and np.abs(value).max() > 0.1
-    assert np.abs(value.sum(0)).max() < 1e-3 * np.abs(value).sum()
-
-
-def test_what_happens_is_likelier_than_what_does_not(model: ScoreDynamics) -> None:
-    x = start_positions(model)
-    rng = np.random.default_rng(5)
-    real = np.stack([model.step(x, rng) for _ in range(3)])
-    odd = real + 0.5 * rng.standard_normal(real.shape)
-    before = np.broadcast_to(x, real.shape)
-    assert (model.log_prob(real, before) > model.log_prob(odd, before) + 10).all()
+    chain = topology.add_chain()
+    new: dict[int, Any] = {}
+    for i in order:
+        residue = topology.add_residue(atoms[i].residue.name, chain, resSeq=atoms[i].residue.resSeq)
+        new[i] = topology.add_atom(atoms[i].name, atoms[i].element, residue)
+    for a, b in trajectory.topology.bonds:
+        topology.add_bond(new[a.index], new[b.index])
+    return mdtraj.Trajectory(trajectory.xyz[:, order], topology)
 
 
 @pytest.mark.slow
-def test_a_short_rollout_stays_the_molecule(model: ScoreDynamics) -> None:
-    run = model.rollout(PDB, 200, n_walkers=8, seed=0)
-    assert not run.report.stopped and run.report.redrawn_fraction < 0.02
-    x = np.concatenate([t.xyz[20:] for t in run.trajectories]) * 10
-    ends = np.array(model.molecule.site_bonds)
-    lengths = np.linalg.norm(x[:, ends[:, 0]] - x[:, ends[:, 1]], axis=-1)
-    assert np.abs(lengths.mean(0) - model.bond_lengths).max() < 0.02
-    assert np.abs(lengths - model.bond_lengths).max() <= model.limits.bond_tolerance + 1e-3
-    assert 0.01 < lengths.std(0).mean() < 0.06  # bonds vibrate, and by as much as bonds do
+def test_the_mirror_image_of_the_start_keeps_its_hand(model: ScoreDynamics) -> None:
+    """D-alanine stays D: 20 steps invert no centre, and none had to be drawn again for it."""
+    centres = model.molecule.centres
+    if not centres:
+        pytest.skip("no tetrahedral centre among the sites")
+    whole = mdtraj.load(str(start_file(model)))
+    mirrored = mdtraj.Trajectory(whole.xyz * np.float32(MIRROR), whole.topology)
+    hand = handedness(start(model), centres)
+    run = model.rollout(mirrored, n_steps=20, n_walkers=4, seed=11)
+    assert (handedness(positions(run), centres) == -hand).all()
+    assert "chirality" not in run.report.by_kind
+    straight = model.rollout(whole, n_steps=20, n_walkers=4, seed=11)
+    assert (handedness(positions(straight), centres) == hand).all()
+    assert "chirality" not in straight.report.by_kind
 
 
-def test_an_ordinary_start_does_not_warn(model: ScoreDynamics) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.rollout(PDB, 1)
+# --- walkers and seeds ------------------------------------------------------------------------------
 
 
-# --------------------------------------------------------------------------- the command line, for real
+def test_a_batch_is_its_walkers_one_by_one(model: ScoreDynamics) -> None:
+    rng = np.random.default_rng(0)
+    walkers = [3, 0, 5, 1]
+    x = copies(start(model), 4) + 0.02 * rng.normal(size=(4, model.molecule.n_sites, 3))
+    noise = model.noise(0, walkers, 9, 0)
+    together = model.propose(x, walkers, noise)
+    for k, walker in enumerate(walkers):
+        alone = model.propose(x[[k]], [walker], noise[[k]])
+        np.testing.assert_array_equal(alone[0], together[k])
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    status = cli.main(["rollout", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+def test_a_trajectory_depends_on_its_seed_and_number_alone(model: ScoreDynamics) -> None:
+    path = start_file(model)
+
+    def run(n_walkers: int, seed: int) -> Array:
+        return positions(model.rollout(path, n_steps=4, n_walkers=n_walkers, seed=seed))
+
+    many = run(model.batch_slots + 2, seed=1)  # more than one batch
+    np.testing.assert_array_equal(run(1, seed=1)[0], many[0])
+    np.testing.assert_array_equal(run(3, seed=1), many[:3])
+    assert np.abs(run(1, seed=2)[0, 1:] - many[0, 1:]).max() > 0.1
+    for a, b in ((0, 1), (0, model.batch_slots)):  # no two walkers share their noise
+        assert np.abs(many[a, 1:] - many[b, 1:]).max() > 0.1
 
 
-@pytest.mark.parametrize("suffix", ["xtc", "dcd"])
-def test_a_rollout_from_the_command_line(
-    model: ScoreDynamics, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
-) -> None:
-    out = tmp_path / f"run.{suffix}"
-    status, _, error = command(capsys, model.name, PDB, "-n", 3, "-o", out, "--seed", 5)
-    assert (status, error) == (0, "")
-    written = mdtraj.load(str(out), top=str(tmp_path / "run.pdb"))
-    expected = model.rollout(PDB, 3, seed=5).trajectories[0]
-    assert len(written) == 4
-    np.testing.assert_allclose(written.xyz, expected.xyz, atol=2e-3)
-    again = command(capsys, model.name, PDB, "-n", 5, "-o", out, "--seed", 5)
-    assert again[0] == 0 and len(mdtraj.load(str(out), top=str(tmp_path / "run.pdb"))) == 6
+# --- physics ----------------------------------------------------------------------------------------
 
 
-def edited(tmp_path: Path, name: str) -> Path:
-    """A start that is wrong in one way."""
-    trajectory = mdtraj.load_pdb(str(PDB))
-    if name == "other molecule":
-        trajectory = trajectory.atom_slice(trajectory.topology.select("resname NME"))
-    elif name == "pulled apart":
-        trajectory.xyz[0, trajectory.topology.select("resname NME")] += 1.5
-    elif name == "not a number":
-        trajectory.xyz[0, 3] = np.nan
-    path = tmp_path / "start.gro"
-    trajectory.save_gro(str(path))
-    return path
+@cache
+def short_run(name: str) -> Rollout:
+    model = loaded(name)
+    return model.rollout(start_file(model), n_steps=200, n_walkers=8, seed=2024)
 
 
-@pytest.mark.parametrize("name", ["other molecule", "pulled apart", "not a number"])
-def test_wrong_starts_cost_one_line(
-    model: ScoreDynamics, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    path = edited(tmp_path, name)
-    status, out, error = command(capsys, model.name, path, "-n", 2, "-o", tmp_path / "run.xtc")
-    assert status != 0 and out == ""
-    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
-    assert [p.name for p in tmp_path.iterdir()] == ["start.gro"]
+@pytest.mark.slow
+def test_a_short_run_stays_the_molecule(model: ScoreDynamics) -> None:
+    run = short_run(model.name)
+    assert run.report.stopped == {}
+    assert run.report.redrawn_fraction < 0.02
+    x = positions(run)
+    assert x.shape == (8, 201, model.molecule.n_sites, 3)
+    pairs = np.array(model.molecule.site_bonds)
+    lengths = np.linalg.norm(x[:, :, pairs[:, 0]] - x[:, :, pairs[:, 1]], axis=-1)
+    # 1e-3 Å: trajectories are kept in single precision, in nm
+    assert np.abs(lengths - model.bond_lengths).max() < model.limits.bond_tolerance + 1e-3
+    np.testing.assert_allclose(lengths[:, 1:].mean((0, 1)), model.bond_lengths, atol=0.02)
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-def test_zero_and_negative_steps(
-    model: ScoreDynamics, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
-) -> None:
-    status, _, error = command(capsys, model.name, PDB, "-n", steps, "-o", tmp_path / "run.xtc")
-    assert status != 0 and "Traceback" not in error and error
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+def test_bonds_vibrate_as_much_as_at_room_temperature(model: ScoreDynamics) -> None:
+    """sqrt(kT / 2k) of the stretches of AMBER is 0.02 to 0.04 Å at 300 K, between heavy atoms.
+
+    Twice as much is a bond that the network has not learned; none at all, a frozen molecule.
+    """
+    elements = model.molecule.site_elements
+    pairs = np.array([p for p in model.molecule.site_bonds if "H" not in (elements[p[0]], elements[p[1]])])
+    x = positions(short_run(model.name))[:, 1:]
+    spread = np.linalg.norm(x[:, :, pairs[:, 0]] - x[:, :, pairs[:, 1]], axis=-1).std((0, 1))
+    assert (spread > 0.01).all()
+    assert (spread < 0.08).all()
 
 
-def test_a_file_of_another_seed_is_not_continued(
-    model: ScoreDynamics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run.xtc"
-    assert command(capsys, model.name, PDB, "-n", 2, "-o", out)[0] == 0
-    before = out.read_bytes()
-    status, _, error = command(capsys, model.name, PDB, "-n", 4, "-o", out, "--seed", 1)
-    assert status != 0 and error.count("\n") == 1 and "seed" in error
-    assert out.read_bytes() == before
+@pytest.mark.slow
+def test_the_molecule_turns_and_wanders_like_one_in_a_liquid(model: ScoreDynamics) -> None:
+    """Rigid motion is put back as Brownian motion: neither frozen nor faster than free flight.
+
+    Free flight at 300 K with the mass of the sites is an upper bound of the displacement in one lag
+    time; a tenth of it is far below what a small molecule does in 1 ps in water.
+    """
+    x = positions(short_run(model.name))
+    kelvin_in_amu = 0.831446  # k_B in amu Å^2 / ps^2 / K
+    mass = sum(mdtraj.element.Element.getBySymbol(e).mass for e in model.molecule.elements)
+    flight = np.sqrt(kelvin_in_amu * model.config.temperature / mass) * model.lag_time
+    moved = np.diff(x.mean(2), axis=1).reshape(-1, 3)
+    rms = np.sqrt((moved**2).mean(0))
+    assert (rms > 0.1 * flight).all()
+    assert (rms < 1.2 * flight).all()
+    assert (np.abs(moved.mean(0)) < 5 * rms / np.sqrt(len(moved))).all()  # without a drift
 
 
-def test_a_start_far_from_the_training_data_is_one_warning(
-    model: ScoreDynamics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A cis peptide bond: whole, nothing clashes, and nowhere in the training data."""
-    from ase import Atoms
+@pytest.mark.slow
+def test_the_molecule_turns(model: ScoreDynamics) -> None:
+    """A small molecule in water turns by some 5 to 30 degrees about each axis in 1 ps."""
+    x = positions(short_run(model.name))[:, ::20]
+    cosines = []
+    for walker in x:
+        for before, after in pairwise(walker):
+            _, turn = internal(after[None], before)
+            cosines.append((np.trace(turn[0]) - 1) / 2)
+    assert -0.6 < np.mean(cosines) < 0.9  # after 20 steps: neither frozen nor always upside down
 
-    trajectory = mdtraj.load_pdb(str(PDB))
-    index = {(a.residue.name, a.name): a.index for a in trajectory.topology.atoms}
-    acetyl = [a.index for a in trajectory.topology.atoms if a.residue.name == "ACE" and a.name != "C"]
-    methyl = index["ACE", "CH3"]
-    atoms = Atoms([a.element.symbol for a in trajectory.topology.atoms], trajectory.xyz[0] * 10)
-    axis = (index["ACE", "C"], index["ALA", "N"], index["ALA", "CA"])
-    atoms.set_dihedral(methyl, *axis, 0.0, indices=acetyl)
-    path = tmp_path / "cis.gro"
-    mdtraj.Trajectory(atoms.positions[None] / 10, trajectory.topology).save_gro(str(path))
-    _, _, error = command(capsys, model.name, path, "-n", 1, "-o", tmp_path / "run.xtc")
-    lines = error.splitlines()
-    # What comes after may be that no proposal was good; that is said in lines of its own.
-    assert "out-of-distribution score" in lines[0] and lines[0].startswith("warning: ")
-    assert sum("out-of-distribution" in line for line in lines) == 1 and "Traceback" not in error
+
+# --- score and probability --------------------------------------------------------------------------
+
+
+def internal_step(model: ScoreDynamics, n: int, seed: int) -> tuple[Array, Array]:
+    x = start(model)
+    return x, model.step(copies(x, n), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.5, 3.0])
+def test_the_score_is_finite_and_has_no_rigid_part(model: ScoreDynamics, sigma: float) -> None:
+    x, x_next = internal_step(model, 8, 0)
+    score = model.score(x_next, copies(x, 8), sigma)
+    assert score.shape == x_next.shape
+    assert np.isfinite(score).all()
+    scale = np.abs(score).max()
+    assert np.abs(score.sum(1)).max() < 1e-3 * scale
+    _, turn = internal(x_next, x)
+    superposed = (x - x.mean(0)) @ turn  # on x_next
+    torque = np.cross(superposed, score).sum(1)
+    assert np.abs(torque).max() < 1e-3 * scale * np.abs(superposed).sum()
+
+
+def test_the_score_follows_rotations(model: ScoreDynamics) -> None:
+    x, x_next = internal_step(model, 4, 1)
+    score = model.score(x_next, copies(x, 4), 0.1)
+    turn = rotation(2)
+    scale = np.abs(score).max()
+    moved = model.score(x_next @ turn.T + 4.0, copies(x, 4), 0.1)
+    np.testing.assert_allclose(moved, score @ turn.T, atol=1e-3 * scale)
+    unmoved = model.score(x_next, copies(x @ turn.T - 3.0, 4), 0.1)
+    np.testing.assert_allclose(unmoved, score, atol=1e-3 * scale)
+
+
+def test_at_the_highest_noise_the_score_points_to_the_mean(model: ScoreDynamics) -> None:
+    """Where sigma is far above the spread of the steps, D is their mean: score = (mean - y) / sigma**2."""
+    sigma = model.config.sigma_max
+    x, stepped = internal_step(model, 2 * model.batch_slots, 2)
+    y, _ = internal(stepped, x)
+    mean, spread = y.mean(0), np.sqrt(y.var(0).sum())
+    assert sigma > 2 * spread / np.sqrt(y[0].size)
+    far = x + sigma * np.random.default_rng(3).normal(size=(16, *x.shape))
+    y_far, turn = internal(far, x)
+    score = model.score(far, copies(x, 16), sigma) @ turn.transpose(0, 2, 1)
+    exact = (mean - y_far) / sigma**2
+    cosine = (
+        (score * exact).sum((1, 2)) / np.linalg.norm(score, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
+    )
+    assert cosine.min() > 0.99
+    # D is the posterior mean, so it may be off by less than one spread of the steps themselves
+    denoised = score * sigma**2 + y_far
+    assert np.linalg.norm(denoised - mean, axis=(1, 2)).mean() < spread
+
+
+@pytest.mark.slow
+def test_likely_steps_have_a_higher_log_prob(model: ScoreDynamics) -> None:
+    """A step that the model took, against the same step distorted by 1 Å or by a bond's tolerance."""
+    x, x_next = internal_step(model, 3, 4)
+    rng = np.random.default_rng(5)
+    way = rng.normal(size=x_next.shape)
+    way /= np.linalg.norm(way, axis=-1, keepdims=True)
+    batch = np.concatenate([x_next, x_next + 1.0 * way, x_next + model.limits.bond_tolerance * way])
+    taken, distorted, shaken = model.log_prob(batch, copies(x, 9)).reshape(3, 3)
+    assert np.isfinite(taken).all()
+    assert (taken > shaken + 5).all()  # by e**5 at least
+    assert (shaken > distorted).all()
+
+
+# --- golden output ----------------------------------------------------------------------------------
+
+SEED, WALKERS, STEPS = 17, (0, 5), 5
+ATOL = {1: 1e-3, STEPS: 5e-3}  # Å: other CPUs round otherwise
+
+
+def golden_file(name: str) -> Path:
+    return Path(__file__).parent / "data" / f"golden-{name}.json"
+
+
+def golden(model: ScoreDynamics, x: Array) -> dict[str, Any]:
+    """What the checkpoint makes of a start, without redraws; `tests/make_golden_propagators.py` stores it."""
+    after: dict[str, Any] = {}
+    now = copies(x, len(WALKERS))
+    for step in range(1, STEPS + 1):
+        now = model.propose(now, WALKERS, model.noise(SEED, WALKERS, step, 0))
+        if step in ATOL:
+            after[str(step)] = now.round(6).tolist()
+    return {
+        "checkpoint": model.checkpoint_id,
+        "weights_sha256": model.weights_sha256,
+        "seed": SEED,
+        "walkers": list(WALKERS),
+        "start": x.round(6).tolist(),
+        "positions_after": after,
+    }
+
+
+def test_the_golden_output_is_repeated(model: ScoreDynamics) -> None:
+    path = golden_file(model.name)
+    again = "run python tests/make_golden_propagators.py and look at what changed"
+    assert path.is_file(), f"no {path.name} yet: {again}"
+    stored = json.loads(path.read_text())
+    assert stored["weights_sha256"] == model.weights_sha256, f"the weights of {model.name} changed: {again}"
+    found = golden(model, np.array(stored["start"]))
+    settings = ("checkpoint", "seed", "walkers", "start")
+    assert [found[key] for key in settings] == [stored[key] for key in settings], again
+    for step, atol in ATOL.items():
+        np.testing.assert_allclose(
+            found["positions_after"][str(step)], stored["positions_after"][str(step)], rtol=0, atol=atol,
+            err_msg=f"after {step} steps",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    short_run.cache_clear()
+    loaded.cache_clear()

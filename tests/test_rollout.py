@@ -12,6 +12,7 @@ from tests.rollout_model import SHAPE, FakeDynamics
 from zoo.errors import StructureError, ZooError
 from zoo.rollout import OutOfDistributionWarning, Progress, RolloutError, roll_out
 from zoo.rollout.loop import batches
+from zoo.rollout.report import percent
 
 MIRROR = SHAPE * [-1, 1, 1]
 
@@ -233,3 +234,11 @@ def test_a_start_far_from_the_training_data_warns_with_its_score() -> None:
 def test_an_ordinary_start_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     roll_out(FakeDynamics(strangeness=1.2), SHAPE, 1)
     assert not [w for w in recwarn if issubclass(w.category, OutOfDistributionWarning)]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (6.2e-6, "0.00062 %"), (0.013, "1.3 %"), (0.5, "50 %"), (0.994, "99 %"), (1.0, "100 %")],
+)
+def test_shares_in_per_cent(share: float, text: str) -> None:
+    assert percent(share) == text

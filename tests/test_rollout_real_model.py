@@ -157,7 +157,7 @@ def test_a_stretched_start_is_refused_by_its_worst_bond(capsys: pytest.CaptureFi
         ("start.pdb", "name a file that ends in"),
         ("start.pdb/run.xtc", "there is no folder start.pdb"),
         ("folder.xtc", "it is a folder"),
-        ("taken.xtc", "taken.pdb exists already"),
+        ("taken.xtc", "taken.pdb: it is a folder"),
     ],
 )
 def test_output_that_cannot_be_written(output: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,3 +196,85 @@ def test_a_denoiser_is_no_propagator(capsys: pytest.CaptureFixture[str]) -> None
     assert run("start.pdb", name="denoiser-elements") == 1
     assert "denoiser" in one_error(capsys)
     assert contents() == before
+
+
+def test_invalid_starts_are_told_by_their_file(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = mdtraj.load("start.pdb")
+    centre, methyl = (whole.topology.select(f"resname ALA and name {name}")[0] for name in ("CA", "CB"))
+    way = whole.xyz[0, methyl] - whole.xyz[0, centre]
+    whole.xyz[0, methyl] += 0.04 * way / np.linalg.norm(way)  # nm: still a bond, but too long
+    whole.save_gro("long.gro")
+    assert run("long.gro", "-o", "run.xtc") == 1
+    assert one_error(capsys).startswith("error: long.gro: the start is not a valid structure")
+
+
+@pytest.mark.parametrize("taken", ["run.pdb", "run.json", "run.state.npz", "run.xtc"])
+def test_a_folder_in_the_place_of_an_output_is_said_before_anything_is_written(
+    taken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(taken).mkdir()
+    before = sorted(Path().iterdir())
+    for more in ((), ("--overwrite",)):
+        assert run("start.pdb", "-o", "run.xtc", *more) == 1
+        assert f"cannot write {taken}: it is a folder" in one_error(capsys)
+        assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", ["xtc", "dcd"])
+def test_what_is_written_is_what_python_gives(suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("start.pdb", "-o", f"run.{suffix}", "--seed", 5) == 0
+    assert capsys.readouterr().err == ""  # and an ordinary start does not warn
+    written = mdtraj.load(f"run.{suffix}", top="run.pdb")
+    expected = ScoreDynamics.from_pretrained(NAME).rollout("start.pdb", 3, seed=5).trajectories[0]
+    assert len(written) == 4
+    np.testing.assert_allclose(written.xyz, expected.xyz, atol=2e-3)
+
+
+def test_atoms_without_names_residues_or_bonds() -> None:
+    """Elements and places are enough to know which atom is which."""
+    whole = mdtraj.load("start.pdb")
+    order = np.random.default_rng(0).permutation(whole.n_atoms)
+    topology = mdtraj.Topology()
+    residue = topology.add_residue("LIG", topology.add_chain())
+    for k in order:
+        topology.add_atom("X", whole.topology.atom(int(k)).element, residue)
+    shuffled = mdtraj.Trajectory(whole.xyz[:, order], topology)
+    model = ScoreDynamics.from_pretrained(NAME)
+    a, b = (model.rollout(each, 2, seed=1).trajectories[0].xyz for each in (whole, shuffled))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_zero_and_negative_steps(steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("start.pdb", "-o", "run.xtc", n=steps) != 0
+    error = capsys.readouterr().err
+    assert error and "Traceback" not in error
+    assert not Path("run.xtc").exists()
+
+
+def test_a_run_of_another_seed_is_not_continued(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("start.pdb", "-o", "run.xtc", n=2) == 0
+    before = contents()
+    capsys.readouterr()
+    assert run("start.pdb", "-o", "run.xtc", "--seed", 1, n=4) == 1
+    assert "seed" in one_error(capsys)
+    assert contents() == before
+
+
+def test_a_start_far_from_the_training_data_is_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    """A cis peptide bond: whole, nothing clashes, and nowhere in the training data."""
+    from ase import Atoms
+
+    whole = mdtraj.load("start.pdb")
+    index = {(a.residue.name, a.name): a.index for a in whole.topology.atoms}
+    acetyl = [a.index for a in whole.topology.atoms if a.residue.name == "ACE" and a.name != "C"]
+    atoms = Atoms([a.element.symbol for a in whole.topology.atoms], whole.xyz[0] * 10)
+    axis = (index["ACE", "C"], index["ALA", "N"], index["ALA", "CA"])
+    atoms.set_dihedral(index["ACE", "CH3"], *axis, 0.0, indices=acetyl)
+    mdtraj.Trajectory(atoms.positions[None] / 10, whole.topology).save_gro("cis.gro")
+    run("cis.gro", "-o", "run.xtc", n=1)
+    lines = capsys.readouterr().err.splitlines()
+    # What comes after may be that no proposal was good; that is said in lines of its own.
+    assert lines[0].startswith("warning: ") and "out-of-distribution score" in lines[0]
+    assert sum("out-of-distribution" in line for line in lines) == 1
+    assert not any("Traceback" in line for line in lines)

@@ -387,8 +387,9 @@ class ScoreDynamics:
 
         The density is that of the internal displacement (x_next superposed on x, rigid motion not
         counted) convolved with a Gaussian of width ``sigma`` Å in its 3 n - 6 dimensions:
-        (D(y, sigma; x) - y) / sigma**2, turned back into the frame of x_next.  It is orthogonal to
-        translations and rotations of the superposed structure.
+        (D(y, sigma; x) - y) / sigma**2, turned back into the frame of x_next.  The rigid motion that it is
+        orthogonal to is the linear one of step 2 in the module's text: translations, and the rotations of
+        x superposed on x_next (those of x_next itself only in the limit of small displacements).
 
         Parameters
         ----------

@@ -153,7 +153,8 @@ def roll_out(
         Called with (step, positions, running walkers) after every step of this call, and with
         step 0 where the run begins.
     inputs
-        Files that must not be written over, such as the one the start was read from.
+        The files that the start was read from: they are never written over, and a bad start is told
+        by the name of its file.
 
     Raises
     ------
@@ -176,7 +177,8 @@ def roll_out(
     path = None if output is None else check_output(output)
     frames = _frames(start_positions, model.molecule.n_sites)
     starts = _starts(frames, n_walkers)
-    validity = _validity(model, starts, len(frames))
+    inputs = tuple(inputs)
+    validity = _validity(model, starts, len(frames), source=str(inputs[0]) if len(inputs) == 1 else "")
     first = State.start(starts)
     settings = Settings(
         checkpoint=model.checkpoint_id,
@@ -410,14 +412,15 @@ def _starts(frames: Array, n_walkers: int) -> Array:
     return starts
 
 
-def _validity(model: Propagator, starts: Array, n_frames: int) -> Validity:
+def _validity(model: Propagator, starts: Array, n_frames: int, source: str = "") -> Validity:
     """The checks, with each walker's own handedness, passed by every start."""
     centres = model.molecule.centres
     validity = Validity(model.molecule, model.bond_lengths, handedness(starts, centres), model.limits)
     for walker, reason in enumerate(validity.check(starts, range(len(starts)))):
         if reason is not None:
             which = "the start" if n_frames == 1 else f"start frame {walker + 1}"
-            raise StructureError(f"{which} is not a valid structure of this molecule: {reason}")
+            where = f"{source}: " if source else ""
+            raise StructureError(f"{where}{which} is not a valid structure of this molecule: {reason}")
     return validity
 
 

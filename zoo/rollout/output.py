@@ -124,6 +124,7 @@ class Output:
         with _told(self.names.output):
             self._lock.__enter__()
         try:
+            self._refuse_folders()
             self._refuse_inputs()
             if not self._overwrite:
                 self._saved = self._found()
@@ -141,6 +142,13 @@ class Output:
         return self._saved
 
     # beginning and continuing
+
+    def _refuse_folders(self) -> None:
+        for path in self.names.all():
+            if path.is_dir():
+                raise RolloutError(
+                    f"cannot write {path}: it is a folder; move it away, or choose another output (-o)"
+                )
 
     def _refuse_inputs(self) -> None:
         for path in self.names.all():

@@ -183,7 +183,8 @@ class Progress:
 
 def percent(share: float) -> str:
     """Two significant digits, so that a rare redraw does not round to none."""
-    return f"{100 * share:.2g} %"
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 99.5 else f"{value:.2g} %"
 
 
 def _few(stopped: dict[int, str], most: int = 3) -> str:

@@ -32,6 +32,7 @@ from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
 from zoo.analysis.ramachandran import backbone_torsions
+from zoo.errors import ZooError
 from zoo.molecules.checks import Validity
 from zoo.molecules.molecule import handedness
 from zoo.rollout import roll_out
@@ -44,29 +45,53 @@ BLOCK = 100.0  # ps
 
 
 def starts(
-    segments: Sequence[Segment], sites: Sequence[int], every: float
+    segments: Sequence[Segment], sites: Sequence[int], every: float, times: Sequence[float] = TIMES
 ) -> tuple[Array, dict[float, Array], npt.NDArray[np.int64]]:
-    """Start frames, the MD frames after each of `TIMES`, and the number of the block of each start."""
+    """Start frames, the MD frames after each of ``times``, and the number of the block of each start.
+
+    Raises
+    ------
+    ZooError : frames are not often enough for ``every``, or no segment outlasts the longest time.
+    """
     first: list[Array] = []
-    later: dict[float, list[Array]] = {t: [] for t in TIMES}
+    later: dict[float, list[Array]] = {t: [] for t in times}
     blocks: list[npt.NDArray[np.int64]] = []
     n_blocks = 0
     for segment in segments:
+        stride = round(every / segment.dt)
+        if stride < 1 or not math.isclose(stride * segment.dt, every, rel_tol=1e-6):
+            raise ZooError(
+                f"{segment.path}: frames every {segment.dt:g} ps cannot be taken every {every:g} ps"
+            )
         x = segment.positions[:, list(sites)].astype(np.float64)
-        last = len(x) - round(max(TIMES) / segment.dt)
-        index = np.arange(0, max(last, 0), round(every / segment.dt))
+        last = len(x) - round(max(times) / segment.dt)
+        index = np.arange(0, max(last, 0), stride)
         first.append(x[index])
-        for t in TIMES:
+        for t in times:
             later[t].append(x[index + round(t / segment.dt)])
-        block = (index * segment.dt // BLOCK).astype(np.int64)
+        # A tenth of a frame more, lest the first frame of a block fall just short of it by rounding.
+        block = ((index + 0.1) * segment.dt // BLOCK).astype(np.int64)
         blocks.append(block + n_blocks)
         n_blocks += int(block.max(initial=-1)) + 1
+    if n_blocks < 2:
+        raise ZooError(
+            f"{len(segments)} segments hold {n_blocks} blocks of {BLOCK:g} ps with the MD of the next "
+            f"{max(times):g} ps; at least two are needed: give more or longer segments"
+        )
     return np.concatenate(first), {t: np.concatenate(v) for t, v in later.items()}, np.concatenate(blocks)
 
 
-def propagate(model: ScoreDynamics, x: Array, seed: int) -> tuple[dict[float, Array], float]:
-    """Structures after each of `TIMES`, by a rollout of one walker per start; share of redrawn steps."""
-    wanted = {round(t / model.lag_time): t for t in TIMES}
+def whole_steps(lag_time: float, times: Sequence[float] = TIMES) -> tuple[float, ...]:
+    """Those of ``times`` that a propagator of this lag time (ps) can reach."""
+    steps = {t: round(t / lag_time) for t in times}
+    return tuple(t for t, n in steps.items() if n >= 1 and math.isclose(n * lag_time, t, rel_tol=1e-6))
+
+
+def propagate(
+    model: ScoreDynamics, x: Array, seed: int, times: Sequence[float] = TIMES
+) -> tuple[dict[float, Array], float]:
+    """Structures after each of ``times``, by a rollout of one walker per start; share of redrawn steps."""
+    wanted = {round(t / model.lag_time): t for t in times}
     seen: dict[float, Array] = {}
 
     def keep(step: int, positions: Array, running: Any) -> None:
@@ -91,6 +116,8 @@ def compare(
         one = np.where(swap[:, None, None], b, a).sum(0)
         floor.append(jensen_shannon(one, (a + b).sum(0) - one))
     divergence = jensen_shannon(a.sum(0), b.sum(0))
+    if not np.mean(floor) > 0:
+        raise ZooError("the noise floor is zero: MD and model fall into the same bins, block by block")
     return {
         "divergence": divergence,
         "floor": float(np.mean(floor)),
@@ -115,12 +142,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    try:
+        return _run(args)
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     segments = [s for f in args.data for s in read_segments(f) if s.name in args.segments]
     missing = sorted(set(args.segments) - {s.name for s in segments})
     if missing:
-        raise SystemExit(f"no segment {', '.join(missing)} in {', '.join(map(str, args.data))}")
-    x, later, blocks = starts(segments, model.molecule.sites, args.every)
+        raise ZooError(f"no segment {', '.join(missing)} in {', '.join(map(str, args.data))}")
+    times = whole_steps(model.lag_time)
+    if not times:
+        raise ZooError(f"{model.name} takes {model.lag_time:g} ps at once, no divisor of any of {TIMES} ps")
+    x, later, blocks = starts(segments, model.molecule.sites, args.every, times)
     hands = handedness(x, model.molecule.centres)
     bad = sum(
         r is not None for r in Validity(model.molecule, model.bond_lengths, hands, model.limits).check(x)
@@ -144,17 +182,18 @@ def _propagation(model: ScoreDynamics, args: argparse.Namespace, data: Any, comm
     quadruples = backbone_torsions(model.molecule)
     right = torsions(x, quadruples)[:, 0] > 0
     began = time.perf_counter()
-    moved, redrawn = propagate(model, x, args.seed)
+    times = tuple(later)
+    moved, redrawn = propagate(model, x, args.seed, times)
     took = time.perf_counter() - began
     rows: list[dict[str, Any]] = []
-    for t in TIMES:
+    for t in times:
         row = compare(torsions(later[t], quadruples), torsions(moved[t], quadruples), blocks, args.seed)
         rows.append({"time_ps": t, "n_starts": len(x), "n_blocks": int(blocks.max()) + 1, **row})
         print(
             f"{t:5.0f} ps  JS {row['divergence']:.4f}  floor {row['floor']:.4f} ({row['ratio']:.2f} x), "
             f"MD halves {row['md_halves']:.4f}"
         )
-    print(f"propagation: {len(x) * max(TIMES) / took:.0f} ps/s, {redrawn:.3%} redrawn")
+    print(f"propagation: {len(x) * max(times) / took:.0f} ps/s, {redrawn:.3%} redrawn")
     if args.record:
         extra = {
             "redrawn_fraction": redrawn,
@@ -180,7 +219,7 @@ def _stability(model: ScoreDynamics, args: argparse.Namespace, x: Array, command
     }
     print(report.summary())
     if not math.isfinite(report.redrawn_fraction):
-        raise SystemExit("the stability run took no step")
+        raise ZooError("the stability run took no step")
     if args.record:
         record(args.checkpoint, "stability", [result], command=command, seed=args.seed)
 
