@@ -242,3 +242,19 @@ def test_an_ordinary_start_does_not_warn(recwarn: pytest.WarningsRecorder) -> No
 )
 def test_shares_in_per_cent(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_change_nothing(threads: int) -> None:
+    bad = {(1, 2, 0): "bond", (3, 2, 0): "clash", (5, 3, 0): "bond"}
+    alone = roll_out(FakeDynamics(dict(bad)), SHAPE, 6, n_walkers=9, seed=4)
+    together = roll_out(FakeDynamics(dict(bad)), SHAPE, 6, n_walkers=9, seed=4, threads=threads)
+    assert len(alone.trajectories) == 9 > FakeDynamics().batch_slots
+    for a, b in zip(alone.trajectories, together.trajectories, strict=True):
+        np.testing.assert_array_equal(a.xyz, b.xyz)
+    assert alone.report.by_kind == together.report.by_kind == {"bond": 2, "clash": 1}
+
+
+def test_at_least_one_thread() -> None:
+    with pytest.raises(RolloutError, match="number of threads must be"):
+        roll_out(FakeDynamics(), SHAPE, 1, threads=0)

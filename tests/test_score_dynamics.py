@@ -234,3 +234,50 @@ def test_out_of_distribution_grows_with_the_distance() -> None:
     near, away = model.out_of_distribution(np.stack([x, far]))
     assert near < 0.01
     assert away > 1.0
+
+
+# -------------------------------------------------------------------------------- rigid bonds
+
+
+def free_bonds(molecule: Molecule) -> list[int]:
+    """Bonds with an end that has no other bond."""
+    degree = np.bincount(np.array(molecule.site_bonds).ravel())
+    return [k for k, pair in enumerate(molecule.site_bonds) if min(degree[list(pair)]) == 1]
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_rigid_bonds_keep_their_length_and_nothing_else_moves(mirror: float) -> None:
+    molecule, x = dipeptide()
+    x = x * [1.0, 1.0, mirror]
+    rigid = free_bonds(molecule)[:3]
+    plain, held = small_model(), small_model(rigid_bonds=tuple(rigid))
+    noise = plain.noise(3, [0], 1, 0)
+    a, b = (model.propose(x[None], [0], noise)[0] for model in (plain, held))
+    ends = np.array(molecule.site_bonds)
+
+    def lengths(y: np.ndarray) -> np.ndarray:
+        return np.asarray(np.linalg.norm(y[ends[:, 0]] - y[ends[:, 1]], axis=1))
+
+    assert np.abs(lengths(a) - held.bond_lengths)[rigid].min() > 1e-3
+    np.testing.assert_allclose(lengths(b)[rigid], held.bond_lengths[rigid], atol=1e-6)
+    moved = np.flatnonzero(np.abs(a - b).max(1) > 1e-6)
+    assert len(moved) == 3 and all(len(set(ends[k]) & set(moved)) == 1 for k in rigid)
+    for k in rigid:  # along the bond, so that no angle changes
+        way = [
+            (y[ends[k, 1]] - y[ends[k, 0]]) / np.linalg.norm(y[ends[k, 1]] - y[ends[k, 0]]) for y in (a, b)
+        ]
+        np.testing.assert_allclose(*way, atol=1e-6)
+
+
+def test_rigid_bonds_are_kept_in_the_folder(tmp_path: Path) -> None:
+    model = small_model(rigid_bonds=(free_bonds(dipeptide()[0])[0],))
+    again = ScoreDynamics.from_pretrained(model.save_pretrained(tmp_path / "folder"))
+    assert again.config.rigid_bonds == model.config.rigid_bonds
+
+
+def test_bonds_that_cannot_be_rigid_are_refused() -> None:
+    molecule, _ = dipeptide()
+    inner = next(k for k in range(len(molecule.site_bonds)) if k not in free_bonds(molecule))
+    for bad, message in ((inner, "has no free end"), (99, "there are 9 bonds"), (-1, "there are 9 bonds")):
+        with pytest.raises(CheckpointError, match=message):
+            small_model(rigid_bonds=(bad,))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mdtraj
@@ -19,6 +20,7 @@ from training import curve
 from training.loop import LOG, LoopConfig
 from training.reference_md.segments import Record, Segment, write_record
 from training.score_dynamics import recipe as recipes
+from training.score_dynamics.alanine_dipeptide import molecule
 from training.score_dynamics.fit import fit
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.transitions import (
@@ -175,6 +177,23 @@ def test_packed_data_come_back_as_they_were(md: Path, packed: Packed, tmp_path: 
     for name in ("bad", "absent"):
         with pytest.raises(ZooError, match="cannot be read as packed training data"):
             read_packed(tmp_path / name)
+
+
+def test_bonds_that_the_md_held_fixed_are_rigid(tmp_path: Path) -> None:
+    everything = replace(SMALL, molecule=partial(molecule, "all"), architecture={"n_sites": 22, "width": 8})
+    mol = everything.molecule()
+    held = [k for k, pair in enumerate(mol.site_bonds) if {mol.site_elements[i] for i in pair} > {"H"}][:5]
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        x = start() + 0.008 * rng.standard_normal((31, 22, 3))
+        for a, b in (mol.site_bonds[k] for k in held):
+            free, fixed = (a, b) if mol.site_elements[a] == "H" else (b, a)
+            bond = x[:, free] - x[:, fixed]
+            x[:, free] = x[:, fixed] + 0.109 * bond / np.linalg.norm(bond, axis=-1, keepdims=True)
+        write_record(tmp_path / f"segment-{number:03d}.npz", Record(x.astype(np.float32), 0.2, (), 2.1, 800))
+    packed = recipes.pack(everything, [tmp_path], [], ["segment-001"])
+    assert list(packed.config["rigid_bonds"]) == held
+    assert [packed.config["bond_lengths"][k] for k in held] == pytest.approx([1.09] * 5, abs=1e-4)
 
 
 def test_held_out_segments_are_nowhere_in_the_packed_data(md: Path) -> None:

@@ -178,7 +178,8 @@ def rollout(
         bool, typer.Option("--overwrite", help="Start over instead of continuing OUT.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.  [default: torch's]")
+        int | None,
+        typer.Option("--threads", min=1, help="CPU threads; one serves up to 32 walkers.  [default: all]"),
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")] = False,
 ) -> None:

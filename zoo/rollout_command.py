@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 import warnings
@@ -67,6 +68,7 @@ def run(job: Job) -> int:
                 max_redraws=job.max_redraws,
                 progress=meter,
                 inputs=(job.start,),
+                threads=job.threads or os.cpu_count() or 1,
             )
     except KeyboardInterrupt:
         if meter.now is None:
@@ -81,10 +83,10 @@ def run(job: Job) -> int:
 
 
 def _model(job: Job) -> Any:
-    if job.threads is not None:
-        import torch
+    import torch
 
-        torch.set_num_threads(job.threads)
+    # Threads for whole batches of walkers instead, see `roll_out`.
+    torch.set_num_threads(1)
     from zoo.rollout.errors import RolloutError
     from zoo.score_dynamics import ScoreDynamics
 

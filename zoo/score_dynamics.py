@@ -13,6 +13,8 @@ How a transition is described here (x, x' in Å; rows are sites):
    without rigid motion at x, of dimension 3 n - 6.  The diffusion model lives in that space.
 3. The rigid motion that superposition took out is put back as Brownian motion of the body frame with a
    covariance (rotation and translation, 6 x 6) fitted to the same MD.
+4. Bonds to hydrogen that the MD held rigid are put back at their length, which a sample of a smooth
+   density misses by a little.  Scores and probabilities are those before this step.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class ScoreDynamicsConfig:
     sigma_data : Å, standard deviation of a component of the displacement y.
     sigma_min, sigma_max, n_levels, rho, solver : the sampler's ladder of noise levels, Å.
     bond_lengths : Å, mean of each bond of the sites in the training data.
+    rigid_bonds : which of these bonds the training data held at a fixed length (constraints on bonds to
+        hydrogen); each has an end without other bonds, which a step puts back at that length.
     limits : tolerances of the validity checks.
     temperature : K, of the training data.
     forcefield : what made the training data, in words.
@@ -74,6 +78,7 @@ class ScoreDynamicsConfig:
     frame: tuple[int, int, int]
     sigma_data: float
     bond_lengths: tuple[float, ...]
+    rigid_bonds: tuple[int, ...] = ()
     backbone: str = "site-mlp"
     architecture: dict[str, Any] = field(default_factory=dict)
     sigma_min: float = 0.01
@@ -90,6 +95,7 @@ class ScoreDynamicsConfig:
         data = asdict(self)
         data["frame"] = list(self.frame)
         data["bond_lengths"] = list(self.bond_lengths)
+        data["rigid_bonds"] = list(self.rigid_bonds)
         return {"kind": "score-dynamics", "units": {"length": "Å", "time": "ps"}, **data}
 
     @classmethod
@@ -108,6 +114,7 @@ class ScoreDynamicsConfig:
                     **given,
                     "frame": tuple(int(i) for i in given["frame"]),
                     "bond_lengths": tuple(float(b) for b in given["bond_lengths"]),
+                    "rigid_bonds": tuple(int(b) for b in given.get("rigid_bonds", ())),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -136,6 +143,7 @@ class ScoreDynamicsConfig:
             raise CheckpointError(f"config.json: frame {self.frame} must be three different sites")
         if len(self.bond_lengths) != len(molecule.site_bonds):
             raise CheckpointError("config.json: bond_lengths needs one length per bond of the sites")
+        rigid_ends(molecule, self.rigid_bonds)
 
     def build(self) -> ConditionalDenoiser:
         config_class, network = BACKBONES[self.backbone]
@@ -243,6 +251,12 @@ class ScoreDynamics:
         self.batch_slots = config.batch_slots
         self.bond_lengths = np.array(config.bond_lengths)
         self.limits = Limits(**config.limits)
+        ends = rigid_ends(self.molecule, config.rigid_bonds)
+        self._rigid = (
+            torch.tensor([a for a, _ in ends], dtype=torch.long),
+            torch.tensor([b for _, b in ends], dtype=torch.long),
+            torch.tensor([config.bond_lengths[k] for k in config.rigid_bonds], dtype=torch.float64)[:, None],
+        )
         self.weights_sha256 = weights_sha256
         self.metrics = dict(metrics or {})
         self.card = card
@@ -351,8 +365,16 @@ class ScoreDynamics:
         # A rotation vector is a pseudovector: in a left-handed frame it changes sign.
         omega = torch.linalg.det(axes)[:, None] * (axes @ rigid[:, :3, None])[..., 0]
         shift = (axes @ rigid[:, 3:, None])[..., 0]
-        moved = (local + y) @ axes.mT @ rotation_matrix(omega).mT
+        moved = self._constrained(local + y) @ axes.mT @ rotation_matrix(omega).mT
         return moved + origin + shift[:, None]
+
+    def _constrained(self, positions: Tensor) -> Tensor:
+        """Positions with the rigid bonds at their lengths: only the free end of each moves."""
+        held, free, lengths = self._rigid
+        bond = positions[:, free] - positions[:, held]
+        result = positions.clone()
+        result[:, free] = positions[:, held] + bond / bond.norm(dim=-1, keepdim=True) * lengths
+        return result
 
     def _conditional(self, local: Tensor) -> diffusion.Denoise:
         def denoise(y: Tensor, sigma: Tensor) -> Tensor:
@@ -476,6 +498,30 @@ class ScoreDynamics:
         if isinstance(start, str | os.PathLike):
             options.setdefault("inputs", (start,))
         return roll_out(self, positions, n_steps, n_walkers, seed, **options)
+
+
+def rigid_ends(molecule: Molecule, rigid_bonds: Sequence[int]) -> list[tuple[int, int]]:
+    """(held, free) sites of some of the molecule's bonds; the free one has no other bond.
+
+    Raises
+    ------
+    CheckpointError : no such bond, or both of its ends have other bonds.
+    """
+    degree = np.bincount(np.array(molecule.site_bonds, dtype=int).ravel(), minlength=molecule.n_sites)
+    ends = []
+    for k in rigid_bonds:
+        if not 0 <= k < len(molecule.site_bonds):
+            raise CheckpointError(
+                f"config.json: rigid_bonds has {k}, there are {len(molecule.site_bonds)} bonds"
+            )
+        a, b = molecule.site_bonds[k]
+        if degree[b] != 1:
+            a, b = b, a
+        if degree[b] != 1:
+            names = f"{molecule.site_names[a]}-{molecule.site_names[b]}"
+            raise CheckpointError(f"config.json: rigid bond {names} has no free end")
+        ends.append((a, b))
+    return ends
 
 
 def nearest_reference(denoiser: ConditionalDenoiser, positions: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ from zoo.score_dynamics import (
     nearest_reference,
 )
 
+#: Å; the standard deviation of a bond that vibrates is ten times this, of a constraint in a file a tenth.
+RIGID = 2e-3
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -90,7 +93,8 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
     before, after = training.pairs(slice(0, None, max(1, len(training) // 50000)))
     ends = np.array(mol.site_bonds)
-    lengths = (before[:, ends[:, 0]] - before[:, ends[:, 1]]).norm(dim=-1).mean(0)
+    bonds = (before[:, ends[:, 0]].double() - before[:, ends[:, 1]].double()).norm(dim=-1)
+    lengths = bonds.mean(0)
     common: dict[str, Any] = {
         "name": recipe.name,
         "version": recipe.version,
@@ -98,6 +102,7 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         "lag_time": recipe.lag_time,
         "frame": recipe.frame(mol),
         "bond_lengths": tuple(round(float(b), 4) for b in lengths),
+        "rigid_bonds": tuple(torch.nonzero(bonds.std(0) < RIGID)[:, 0].tolist()),
         "backbone": recipe.backbone,
         "architecture": recipe.architecture,
         "forcefield": recipe.forcefield,

@@ -12,9 +12,11 @@ import operator
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 Observer = Callable[[int, Array, Sequence[int]], object]
 """Called with the step, positions (n_walkers, n_sites, 3) Å, not to be changed, and the running walkers."""
+
+Mapping = Callable[[Callable[[list[int]], Any], Iterable[list[int]]], Iterable[Any]]
+"""`map` and its like, which keep the order."""
 
 _MOST_STEPS = 2**31 - 2  # XTC and DCD count frames in 32 bits
 _SEEDS = 2**63
@@ -117,6 +122,7 @@ def roll_out(
     progress: Callable[[Progress], object] | None = None,
     observers: Iterable[Observer] = (),
     inputs: Iterable[str | os.PathLike[str]] = (),
+    threads: int = 1,
 ) -> Rollout:
     """Let walkers take lag steps, and keep or write where they go.
 
@@ -155,6 +161,10 @@ def roll_out(
     inputs
         The files that the start was read from: they are never written over, and a bad start is told
         by the name of its file.
+    threads
+        Batches of ``model.batch_slots`` walkers that are computed at the same time.  The result does not
+        depend on it.  More of torch's own threads are of little use here, and two kinds of threads get in
+        each other's way: ``torch.set_num_threads(1)`` goes well with it.
 
     Raises
     ------
@@ -174,6 +184,7 @@ def roll_out(
     n_walkers = _whole(n_walkers, "number of walkers", 1)
     seed = _whole(seed, "seed", 0, _SEEDS - 1)
     max_redraws = _whole(max_redraws, "number of redraws", 0)
+    threads = _whole(threads, "number of threads", 1)
     path = None if output is None else check_output(output)
     frames = _frames(start_positions, model.molecule.n_sites)
     starts = _starts(frames, n_walkers)
@@ -190,7 +201,7 @@ def roll_out(
         suffix="" if path is None else path.suffix.lower(),
     )
     topology = model.molecule.topology()
-    run = _Run(model, validity, settings, n_steps, max_redraws, progress, tuple(observers))
+    run = _Run(model, validity, settings, n_steps, max_redraws, progress, tuple(observers), threads)
     if path is None:
         run.out_of_distribution = _strangeness(model, starts)
         return _in_memory(run, first, topology, keep=keep is not False)
@@ -272,6 +283,7 @@ class _Run:
     max_redraws: int
     progress: Callable[[Progress], object] | None
     observers: tuple[Observer, ...]
+    threads: int = 1
     files: tuple[str, ...] = ()
     seconds_before: float = 0.0
 
@@ -297,13 +309,19 @@ class _Run:
         self._tell(state, at_first)
         if fresh:
             self._observe(state)
-        while state.step < self.n_steps and state.running:
-            state = advance(
-                self.model, self.validity, state, seed=self.settings.seed, max_redraws=self.max_redraws
-            )
-            take(state)
-            self._observe(state)
-            self._tell(state, at_first)
+        with _mapping(self.threads) as mapping:
+            while state.step < self.n_steps and state.running:
+                state = advance(
+                    self.model,
+                    self.validity,
+                    state,
+                    seed=self.settings.seed,
+                    max_redraws=self.max_redraws,
+                    mapping=mapping,
+                )
+                take(state)
+                self._observe(state)
+                self._tell(state, at_first)
         return state
 
     def _observe(self, state: State) -> None:
@@ -325,7 +343,25 @@ class _Run:
             )
 
 
-def advance(model: Propagator, validity: Validity, state: State, *, seed: int, max_redraws: int) -> State:
+@contextmanager
+def _mapping(threads: int) -> Iterator[Mapping]:
+    """`map`, or that of a pool of threads."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="zoo-rollout") as pool:
+        yield pool.map
+
+
+def advance(
+    model: Propagator,
+    validity: Validity,
+    state: State,
+    *,
+    seed: int,
+    max_redraws: int,
+    mapping: Mapping = map,
+) -> State:
     """The state one lag step later; ``state`` itself is left alone.
 
     Bad proposals are drawn again from the same positions with the noise of the next attempt.  A
@@ -337,9 +373,9 @@ def advance(model: Propagator, validity: Validity, state: State, *, seed: int, m
     pending, reasons = state.running, dict[int, str]()
     for attempt in range(max_redraws + 1):
         reasons = {}
-        for batch in batches(pending, model.batch_slots):
-            noise = model.noise(seed, batch, step, attempt)
-            proposal = model.propose(state.positions[batch], batch, noise)
+        for batch, proposal in mapping(
+            partial(_proposed, model, state, seed, attempt), batches(pending, model.batch_slots)
+        ):
             for row, (walker, reason) in enumerate(zip(batch, validity.check(proposal, batch), strict=True)):
                 if reason is None:
                     positions[walker] = proposal[row]
@@ -357,6 +393,13 @@ def advance(model: Propagator, validity: Validity, state: State, *, seed: int, m
     return replace(
         state, step=step, positions=positions, frames=frames, rejected=rejected, stopped=tuple(stopped)
     )
+
+
+def _proposed(
+    model: Propagator, state: State, seed: int, attempt: int, batch: list[int]
+) -> tuple[list[int], Array]:
+    noise = model.noise(seed, batch, state.step + 1, attempt)
+    return batch, model.propose(state.positions[batch], batch, noise)
 
 
 def batches(walkers: Sequence[int], slots: int) -> list[list[int]]:
