@@ -33,18 +33,26 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, diffusion, hub
 from zoo.backbones.site_mlp import SiteMLP, SiteMLPConfig
+from zoo.backbones.site_network import SiteNetwork
 from zoo.backbones.site_transformer import SiteTransformer, SiteTransformerConfig
 from zoo.errors import CheckpointError, StructureError
 from zoo.molecules.checks import Limits
 from zoo.molecules.molecule import Molecule, handedness
-from zoo.molecules.rigid import body_frames, centred, rotation_matrix, without_rigid_motion
+from zoo.molecules.rigid import (
+    body_frames,
+    centred,
+    project_out,
+    rigid_motions,
+    rotation_matrix,
+    without_rigid_motion,
+)
 
 if TYPE_CHECKING:
     from zoo.rollout import Rollout
 
 Array = npt.NDArray[np.float64]
 
-BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
+BACKBONES: dict[str, tuple[type[Any], Callable[[Any], SiteNetwork]]] = {
     "site-mlp": (SiteMLPConfig, SiteMLP),
     "site-transformer": (SiteTransformerConfig, SiteTransformer),
 }
@@ -162,7 +170,7 @@ class ConditionalDenoiser(nn.Module):
 
     Parameters
     ----------
-    network : (x, y, c_in, level) -> raw output (batch, n_sites, 3), see `zoo.backbones.site_mlp`.
+    network : given x, (y, c_in, level) -> raw output (batch, n_sites, 3).
     sigma_data : Å.
     frame : three sites that define the body frame.
     stereocentre : none or one of `Molecule.stereocentres`, which gives the frame its handedness.
@@ -181,7 +189,7 @@ class ConditionalDenoiser(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: SiteNetwork,
         sigma_data: float,
         frame: tuple[int, int, int],
         n_sites: int,
@@ -205,19 +213,34 @@ class ConditionalDenoiser(nn.Module):
         return body_frames(positions, self.frame, sign)
 
     def forward(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
-        """Denoised displacement; y and x (batch, n_sites, 3) in the body frame, sigma (batch,) Å."""
-        if self.stereocentre:
-            return self._one_hand(y, sigma, x)
-        mirror = torch.tensor([1.0, 1.0, -1.0], dtype=y.dtype, device=y.device)
-        other = self._one_hand(y * mirror, sigma, x * mirror) * mirror
-        return 0.5 * (self._one_hand(y, sigma, x) + other)
+        """Denoised displacement; y and x (batch, n_sites, 3) in the body frame, sigma (batch,) or (1,) Å."""
+        return self.given(x)(y, sigma)
 
-    def _one_hand(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
+    def given(self, x: Tensor) -> diffusion.Denoise:
+        """D(., .; x) for many displacements of the same x: what depends on x alone is done once."""
+        if self.stereocentre:
+            return self._one_hand(x)
+        mirror = torch.tensor([1.0, 1.0, -1.0], dtype=x.dtype, device=x.device)
+        one, other = self._one_hand(x), self._one_hand(x * mirror)
+
+        def denoise(y: Tensor, sigma: Tensor) -> Tensor:
+            return 0.5 * (one(y, sigma) + other(y * mirror, sigma) * mirror)
+
+        return denoise
+
+    def _one_hand(self, x: Tensor) -> diffusion.Denoise:
         p = self.preconditioning
+        rigid = rigid_motions(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            raw = self.network(x, y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype)
-        wide = sigma[:, None, None]
-        return without_rigid_motion(p.c_skip(wide) * y + p.c_out(wide) * raw, x)
+            network = self.network.given(x)
+
+        def denoise(y: Tensor, sigma: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                raw = network(y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype)
+            wide = sigma[:, None, None]
+            return project_out(rigid, p.c_skip(wide) * y + p.c_out(wide) * raw)
+
+        return denoise
 
 
 #: Structures kept in a checkpoint to tell how far a start is from the training data.
@@ -377,11 +400,9 @@ class ScoreDynamics:
         return result
 
     def _conditional(self, local: Tensor) -> diffusion.Denoise:
-        def denoise(y: Tensor, sigma: Tensor) -> Tensor:
-            result: Tensor = self.denoiser(y, sigma.expand(len(y)), local)
-            return result
-
-        return denoise
+        denoise = self.denoiser.given(local)
+        # All of a batch have the same noise level here, so it need not be worked out for each.
+        return lambda y, sigma: denoise(y, sigma.reshape(-1)[:1])
 
     def step(self, x: Any, generator: np.random.Generator | None = None) -> Array:
         """One lag step of x (n_sites, 3) or (n, n_sites, 3) Å; returns the same shape.

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zoo.backbones.site_network import Response, SiteNetwork
+
 
 @dataclass(frozen=True)
 class SiteMLPConfig:
@@ -23,7 +25,7 @@ class SiteMLPConfig:
     n_frequencies: int = 8
 
 
-class SiteMLP(nn.Module):
+class SiteMLP(SiteNetwork):
     """(positions, noisy displacement, scaled, level) -> (batch, n_sites, 3).
 
     Besides the coordinates it sees all pair distances of the current structure and how much the noisy
@@ -53,35 +55,31 @@ class SiteMLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, positions: Tensor, displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
-        """
-        Parameters
-        ----------
-        positions : (batch, n_sites, 3) Å, current structure in its body frame.
-        displacement : (batch, n_sites, 3) Å, noisy displacement in the same frame.
-        c_in : (batch,) 1/Å, the factor that gives the noisy displacement unit variance.
-        level : (batch,) the noise level as preconditioning encodes it.
-        """
+    def given(self, positions: Tensor) -> Response:
         a, b = self.first, self.second
-        moved = positions + displacement
         now = (positions[:, a] - positions[:, b]).norm(dim=-1)
-        then = (moved[:, a] - moved[:, b]).norm(dim=-1)
-        phase = level[:, None] * self.frequencies
-        time = torch.cat([level[:, None], phase.sin(), phase.cos()], -1)
-        scale = c_in[:, None]
-        x = torch.cat(
-            [
-                positions.flatten(1) * 0.5,
-                displacement.flatten(1) * scale,
-                now * 0.5 - 1.0,
-                (then - now) * scale,
-                time,
-            ],
-            -1,
+        n, n_pairs = positions[0].numel(), len(a)
+        of_positions, of_displacement, of_now, of_change, of_time = self.enter.weight.split(
+            [n, n, n_pairs, n_pairs, self.level.in_features], 1
         )
-        h = self.enter(x)
-        told = self.level(time)
-        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
-            h = h + down(nn.functional.silu(up(norm(h)) + told))
-        result: Tensor = self.leave(h).reshape(positions.shape)
-        return result
+        known = nn.functional.linear(
+            torch.cat([positions.flatten(1) * 0.5, now * 0.5 - 1.0], 1),
+            torch.cat([of_positions, of_now], 1),
+            self.enter.bias,
+        )
+        of_moved = torch.cat([of_displacement, of_change], 1)
+
+        def respond(displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
+            moved = positions + displacement
+            change = (moved[:, a] - moved[:, b]).norm(dim=-1) - now
+            phase = level[:, None] * self.frequencies
+            time = torch.cat([level[:, None], phase.sin(), phase.cos()], -1)
+            x = torch.cat([displacement.flatten(1), change], 1) * c_in[:, None]
+            h = known + nn.functional.linear(x, of_moved) + nn.functional.linear(time, of_time)
+            told = self.level(time)
+            for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+                h = h + down(nn.functional.silu(up(norm(h)) + told))
+            result: Tensor = self.leave(h).reshape(positions.shape)
+            return result
+
+        return respond

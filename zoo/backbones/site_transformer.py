@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zoo.backbones.site_network import Response, SiteNetwork
+
 
 @dataclass(frozen=True)
 class SiteTransformerConfig:
@@ -26,7 +28,7 @@ class SiteTransformerConfig:
     n_frequencies: int = 8
 
 
-class SiteTransformer(nn.Module):
+class SiteTransformer(SiteNetwork):
     """(positions, noisy displacement, scaled, level) -> (batch, n_sites, 3)."""
 
     frequencies: Tensor
@@ -51,28 +53,25 @@ class SiteTransformer(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, positions: Tensor, displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
-        """
-        Parameters
-        ----------
-        positions : (batch, n_sites, 3) Å, current structure in its body frame.
-        displacement : (batch, n_sites, 3) Å, noisy displacement in the same frame.
-        c_in : (batch,) 1/Å, the factor that gives the noisy displacement unit variance.
-        level : (batch,) the noise level as preconditioning encodes it.
-        """
-        scaled = displacement * c_in[:, None, None]
-        moved = positions + displacement
+    def given(self, positions: Tensor) -> Response:
         now = _distances(positions)
-        then = _distances(moved)
-        pairs = torch.stack([now * 0.5 - 1.0, (then - now) * c_in[:, None, None], (1 + now).reciprocal()], -1)
-        bias = self.bias(pairs).permute(0, 3, 1, 2) + self.pair
-        phase = level[:, None] * self.frequencies
-        told = self.time(torch.cat([level[:, None], phase.sin(), phase.cos()], -1))
-        h = self.enter(torch.cat([positions * 0.5, scaled], -1)) + self.site
-        for block, own in zip(self.blocks, bias.split(self.heads, 1), strict=True):
-            h = block(h, own, told)
-        result: Tensor = self.leave(self.norm(h))
-        return result
+
+        def respond(displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
+            scaled = displacement * c_in[:, None, None]
+            then = _distances(positions + displacement)
+            pairs = torch.stack(
+                [now * 0.5 - 1.0, (then - now) * c_in[:, None, None], (1 + now).reciprocal()], -1
+            )
+            bias = self.bias(pairs).permute(0, 3, 1, 2) + self.pair
+            phase = level[:, None] * self.frequencies
+            told = self.time(torch.cat([level[:, None], phase.sin(), phase.cos()], -1))
+            h = self.enter(torch.cat([positions * 0.5, scaled], -1)) + self.site
+            for block, own in zip(self.blocks, bias.split(self.heads, 1), strict=True):
+                h = block(h, own, told)
+            result: Tensor = self.leave(self.norm(h))
+            return result
+
+        return respond
 
 
 class _Block(nn.Module):

@@ -6,6 +6,8 @@ Positions are rows, so a rotation matrix R acts as ``positions @ R.mT``.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,14 +62,30 @@ def without_rigid_motion(displacement: Tensor, positions: Tensor) -> Tensor:
     The orthogonal projection onto sum_i d_i = 0 and sum_i r_i x d_i = 0.  A structure that is
     superposed on ``positions`` differs from them by exactly such a displacement.
     """
+    return project_out(rigid_motions(positions), displacement)
+
+
+def rigid_motions(positions: Tensor) -> Tensor:
+    """Orthonormal basis (b, 6, 3 n) of the translations and rotations of ``positions`` (b, n, 3)."""
     r = centred(positions)
-    d = centred(displacement)
+    n = r.shape[1]
     eye = torch.eye(3, dtype=r.dtype, device=r.device)
     inertia = (r * r).sum((-1, -2))[:, None, None] * eye - r.mT @ r
-    momentum = torch.linalg.cross(r, d).sum(-2)
-    omega = torch.linalg.solve(inertia, momentum)
-    turning: Tensor = torch.linalg.cross(omega[:, None, :].expand_as(r), r)
-    return d - turning
+    turns = torch.linalg.cross(
+        eye[None, :, None, :].expand(len(r), 3, n, 3), r[:, None].expand(-1, 3, -1, -1), dim=-1
+    ).flatten(2)
+    # turns @ turns.mT is the inertia tensor, so this makes them orthonormal.
+    factor = torch.linalg.cholesky_ex(inertia)[0]
+    turns = torch.linalg.solve_triangular(factor, turns, upper=False)
+    shifts = (eye[:, None, :].expand(3, n, 3) / math.sqrt(n)).reshape(1, 3, 3 * n)
+    return torch.cat([shifts.expand(len(r), -1, -1), turns], 1)
+
+
+def project_out(basis: Tensor, displacement: Tensor) -> Tensor:
+    """Displacement (b, n, 3) without its part along the rows of an orthonormal ``basis`` (b, k, 3 n)."""
+    flat = displacement.flatten(1)[:, :, None]
+    result: Tensor = torch.baddbmm(flat, basis.mT, basis @ flat, alpha=-1)
+    return result.view_as(displacement)
 
 
 def rotation_matrix(vector: Tensor) -> Tensor:
