@@ -1,0 +1,1 @@
+"""Rollouts against molecular dynamics with a stopwatch."""
