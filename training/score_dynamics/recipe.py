@@ -57,6 +57,8 @@ class Recipe:
     n_steps: int
     lag_time: float = 1.0
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """Of `ScoreDynamicsConfig`: sigma_min, sigma_max, n_levels, rho, solver, batch_slots."""
 
 
 def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> dict[str, list[Segment]]:
@@ -106,6 +108,7 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         "backbone": recipe.backbone,
         "architecture": recipe.architecture,
         "forcefield": recipe.forcefield,
+        **recipe.sampler,
     }
     probe = ScoreDynamicsConfig(**common, sigma_data=1.0).build()
     _, y = local_displacements(probe, before, after)

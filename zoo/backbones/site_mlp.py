@@ -32,16 +32,16 @@ class SiteMLP(SiteNetwork):
     displacement changes them: bond lengths are then linear in the input, and need not be learned.
     """
 
-    first: Tensor
-    second: Tensor
+    differences: Tensor
     frequencies: Tensor
 
     def __init__(self, config: SiteMLPConfig) -> None:
         super().__init__()
         n, width = config.n_sites, config.width
         first, second = torch.triu_indices(n, n, 1)
-        self.register_buffer("first", first, persistent=False)
-        self.register_buffer("second", second, persistent=False)
+        # Column k takes the difference of the k-th pair: one product is several times faster than gathering.
+        eye = torch.eye(n)
+        self.register_buffer("differences", (eye[first] - eye[second]).T.contiguous(), persistent=False)
         self.register_buffer("frequencies", 2.0 ** torch.arange(config.n_frequencies) * 0.5, persistent=False)
         n_in = 2 * 3 * n + 2 * len(first) + 1 + 2 * config.n_frequencies
         self.enter = nn.Linear(n_in, width)
@@ -56,9 +56,8 @@ class SiteMLP(SiteNetwork):
             nn.init.zeros_(layer.bias)
 
     def given(self, positions: Tensor) -> Response:
-        a, b = self.first, self.second
-        now = (positions[:, a] - positions[:, b]).norm(dim=-1)
-        n, n_pairs = positions[0].numel(), len(a)
+        now = self._distances(positions)
+        n, n_pairs = positions[0].numel(), now.shape[1]
         of_positions, of_displacement, of_now, of_change, of_time = self.enter.weight.split(
             [n, n, n_pairs, n_pairs, self.level.in_features], 1
         )
@@ -70,8 +69,7 @@ class SiteMLP(SiteNetwork):
         of_moved = torch.cat([of_displacement, of_change], 1)
 
         def respond(displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
-            moved = positions + displacement
-            change = (moved[:, a] - moved[:, b]).norm(dim=-1) - now
+            change = self._distances(positions + displacement) - now
             phase = level[:, None] * self.frequencies
             time = torch.cat([level[:, None], phase.sin(), phase.cos()], -1)
             x = torch.cat([displacement.flatten(1), change], 1) * c_in[:, None]
@@ -83,3 +81,9 @@ class SiteMLP(SiteNetwork):
             return result
 
         return respond
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """(batch, n_pairs) of x (batch, n_sites, 3), exact also where the rest is in bfloat16."""
+        with torch.autocast(x.device.type, enabled=False):
+            between = x.mT.reshape(-1, x.shape[1]) @ self.differences.to(x.dtype)
+        return between.view(len(x), 3, -1).square().sum(1).sqrt()
