@@ -134,7 +134,8 @@ def break_even(speed: float, md_speed: float, cost_seconds: float) -> float | No
 
 def costs(folder: str | Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Break-even times from the training that the checkpoint's metrics tell of; empty where they do not."""
-    training = read_metrics(folder).get("training") if Path(folder).is_dir() else None
+    sections = read_metrics(folder).get("sections", {}) if Path(folder).is_dir() else {}
+    training = sections.get("training")
     if not training:
         return {}
     result = training["results"][0]
