@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from zoo import __version__
 from zoo.errors import MissingExtraError, ZooError
@@ -210,6 +211,114 @@ def rollout(
         quiet=quiet,
     )
     raise typer.Exit(run(job))
+
+
+class _WithLists(TyperCommand):
+    """A command whose list options take several values at once, as the shell's ``md/*.xtc`` gives them."""
+
+    lists = ("--reference", "--rollout")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[str] = []
+        option = ""  # of which another value may follow
+        for k, word in enumerate(args):
+            if word.startswith("-") and len(word) > 1:
+                option = ""
+            elif option:
+                given.append(option)
+            if k and args[k - 1] in self.lists:
+                option = args[k - 1]
+            given.append(word)
+        return super().parse_args(ctx, given)
+
+
+@app.command(cls=_WithLists)
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Name from 'zoo list', or a checkpoint folder.")
+    ],
+    reference: Annotated[
+        list[Path],
+        typer.Option("--reference", metavar="MD...", help="Trajectories of MD: any files MDTraj reads."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT.json", help="The report; OUT.png is its picture.")
+    ] = Path("evaluation.json"),
+    topology: Annotated[
+        Path | None, typer.Option("--topology", metavar="PDB", help="The atoms of MD, for XTC, DCD, ...")
+    ] = None,
+    reference_interval: Annotated[
+        float | None,
+        typer.Option(
+            "--reference-interval", metavar="PS", help="Between frames of MD.  [default: the file's]"
+        ),
+    ] = None,
+    rollout: Annotated[
+        list[Path] | None,
+        typer.Option("--rollout", metavar="RUN...", help="Output of 'zoo rollout'.  [default: roll out now]"),
+    ] = None,
+    walkers: Annotated[
+        int, typer.Option("-w", "--walkers", min=1, help="Of the rollout, from frames spread over MD.")
+    ] = 64,
+    steps: Annotated[int, typer.Option("-n", "--steps", min=1, help="Lag steps of each walker.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the rollout and the bootstrap.")] = 0,
+    save_rollout: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-rollout", metavar="RUN.xtc", help="Keep the rollout, and continue it if killed."
+        ),
+    ] = None,
+    dihedrals: Annotated[
+        list[str] | None,
+        typer.Option("--dihedrals", metavar='"A B C D"', help="Four atoms, names or indices; repeatable."),
+    ] = None,
+    markov_lag: Annotated[
+        float | None, typer.Option("--markov-lag", metavar="PS", help="Of the Markov model.  [default: 5]")
+    ] = None,
+    block: Annotated[
+        float | None,
+        typer.Option("--block", metavar="PS", help="Resample blocks; 0: only whole trajectories."),
+    ] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of the bootstrap.")] = 1000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.  [default: torch's]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no table.")] = False,
+) -> None:
+    """Compare a rollout with MD: free energies, populations, rates, paths, geometry, with 95 % intervals.
+
+    Intervals come from resampling whole trajectories, or blocks where there are fewer than ten.  MD is
+    thinned to the checkpoint's lag time.
+
+    \b
+    Examples:
+      zoo evaluate sd-alanine-dipeptide-cg --reference md/*.xtc --topology md.pdb
+      zoo evaluate NAME --reference md.h5 --rollout run-*.xtc -o report.json
+      zoo evaluate NAME --reference md.h5 --dihedrals "ACE:C ALA:N ALA:CA ALA:C"
+    """
+    from zoo.evaluate_command import Job, run
+
+    job = Job(
+        checkpoint=checkpoint,
+        reference=tuple(reference),
+        output=output,
+        topology=topology,
+        reference_interval=reference_interval,
+        rollout=tuple(rollout or ()),
+        save_rollout=save_rollout,
+        walkers=walkers,
+        steps=steps,
+        seed=seed,
+        dihedrals=tuple(dihedrals or ()),
+        markov_lag=markov_lag,
+        block=block,
+        resamples=resamples,
+        overwrite=overwrite,
+        threads=threads,
+        quiet=quiet,
+    )
+    raise typer.Exit(run(job, _console()))
 
 
 @app.command("list")

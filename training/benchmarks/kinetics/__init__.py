@@ -1,0 +1,1 @@
+"""Long rollouts beside held-out MD: populations, rates and geometry with intervals."""

@@ -1,0 +1,319 @@
+"""Rates and paths between basins: what is counted along trajectories, and what follows from the counts.
+
+Two estimates of the mean first-passage time from basin A to basin B stand side by side:
+
+*Direct.*  A clock runs while A was visited more recently than B, and stops when B is entered; time in
+other basins counts as long as A was the last of the two.  MFPT = total time on the clock / number of
+arrivals.  A trajectory that ends with the clock running still adds its time, so trajectories shorter
+than the MFPT do not bias it (the maximum-likelihood estimate for exponential waiting times under
+right-censoring; in transition path theory it is the inverse rate per time spent in the ensemble of A).
+
+*Markov model.*  A reversible maximum-likelihood transition matrix between basins (Prinz et al., J. Chem.
+Phys. 134, 174105, 2011; by deeptime) at a stated lag, and the MFPT of that chain, which sees an arrival
+only if it lasts to the next multiple of the lag: it is longer than the direct one, by a lag or more.
+
+Both see the trajectory through cores (`milestones`): a frame outside every core belongs to the core that
+was visited last.  A trajectory that shivers on a dividing line would otherwise be counted as crossing
+each time (Schuette et al., J. Chem. Phys. 134, 204105, 2011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zoo.errors import MissingExtraError
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+def milestones(cores: Any) -> IntArray:
+    """(n,) core visited last, from the core of each frame (-1 outside all); -1 before the first visit."""
+    labels = np.asarray(cores, dtype=np.int64)
+    last = np.maximum.accumulate(np.where(labels >= 0, np.arange(len(labels)), -1))
+    return np.where(last >= 0, labels[np.maximum(last, 0)], -1)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was counted, the first axis being the unit (trajectory or block); times in steps.
+
+    Attributes
+    ----------
+    frames : (U, B) frames in each basin's region.
+    visits : (U, B) separate stays, after removing recrossings.
+    at_risk : (U, B, B) steps with the clock from A to B running.
+    arrivals : (U, B, B) arrivals that stopped it.
+    path_steps, paths : (U, B, B) steps on, and number of, direct paths from core A to core B.
+    counts : (L, U, B, B) transitions between milestones at each of the lags.
+    lags : (L,) steps.
+    """
+
+    frames: Array
+    visits: Array
+    at_risk: Array
+    arrivals: Array
+    path_steps: Array
+    paths: Array
+    counts: Array
+    lags: tuple[int, ...]
+
+    @property
+    def n_units(self) -> int:
+        return len(self.frames)
+
+
+def tally(
+    cores: Sequence[Any],
+    regions: Sequence[Any],
+    units: Sequence[Any],
+    n_basins: int,
+    lags: Sequence[int] = (1,),
+) -> Tally:
+    """Count along trajectories.
+
+    Parameters
+    ----------
+    cores, regions : one integer array (n_frames,) per trajectory: core and region of each frame, -1 for
+        none.
+    units : the unit that each frame belongs to, numbered from 0 over all trajectories.  What happens
+        across the boundary of two blocks belongs to the block in which it begins.
+    lags : steps, for the Markov models.
+    """
+    n_units = max((int(np.max(u)) for u in units if len(u)), default=-1) + 1
+    shape = (n_units, n_basins, n_basins)
+    result = Tally(
+        np.zeros(shape[:2]), np.zeros(shape[:2]), np.zeros(shape), np.zeros(shape), np.zeros(shape),
+        np.zeros(shape), np.zeros((len(lags), *shape)), tuple(int(lag) for lag in lags),
+    )  # fmt: skip
+    for core, region, unit in zip(cores, regions, units, strict=True):
+        core, region, unit = (np.asarray(each, dtype=np.int64) for each in (core, region, unit))
+        known = region >= 0
+        np.add.at(result.frames, (unit[known], region[known]), 1.0)
+        _stays(result, milestones(core), unit)
+        _passages(result, core, unit, n_basins)
+        first, last = paths(core)
+        at = (unit[first], core[first], core[last])
+        np.add.at(result.paths, at, 1.0)
+        np.add.at(result.path_steps, at, (last - first).astype(np.float64))
+        for k, lag in enumerate(result.lags):
+            _transitions(result.counts[k], milestones(core), unit, lag)
+    return result
+
+
+def paths(cores: Any) -> tuple[IntArray, IntArray]:
+    """First and last frame of each direct path: the last frame in one core, the first in the next other.
+
+    Within a path no core is visited, so a path of one step went from core to core in one lag time.
+    """
+    labels = np.asarray(cores, dtype=np.int64)
+    inside = np.flatnonzero(labels >= 0)
+    change = np.flatnonzero(labels[inside[1:]] != labels[inside[:-1]])
+    return inside[change], inside[change + 1]
+
+
+def _stays(result: Tally, state: IntArray, unit: IntArray) -> None:
+    begins = np.flatnonzero((state >= 0) & (np.concatenate([[-2], state[:-1]]) != state))
+    np.add.at(result.visits, (unit[begins], state[begins]), 1.0)
+
+
+def _passages(result: Tally, core: IntArray, unit: IntArray, n_basins: int) -> None:
+    for a in range(n_basins):
+        for b in range(a + 1, n_basins):
+            latest = milestones(np.where((core == a) | (core == b), core, -1))
+            now, after, where = latest[:-1], latest[1:], unit[:-1]
+            for source, target in ((a, b), (b, a)):
+                running = now == source
+                np.add.at(result.at_risk[:, source, target], where[running], 1.0)
+                arrived = running & (after == target)
+                np.add.at(result.arrivals[:, source, target], where[arrived], 1.0)
+
+
+def _transitions(counts: Array, state: IntArray, unit: IntArray, lag: int) -> None:
+    """Sliding counts at this lag by deeptime, block by block."""
+    estimator = _deeptime().TransitionCountEstimator
+    begin = int(np.argmax(state >= 0)) if (state >= 0).any() else len(state)
+    for u in np.unique(unit[begin:]):
+        mine = np.flatnonzero(unit == u)
+        # the block, and the lag after it, in which its last transitions end
+        piece = state[max(int(mine[0]), begin) : int(mine[-1]) + 1 + lag]
+        if len(piece) > lag:
+            fitted = estimator(lag, "sliding", n_states=counts.shape[-1]).fit_fetch(piece)
+            counts[u] += np.asarray(fitted.count_matrix, dtype=np.float64)
+
+
+def first_passage_times(at_risk: Any, arrivals: Any) -> Array:
+    """(..., B, B) time at risk / arrivals; infinite without arrivals, NaN without time at risk."""
+    time, number = np.asarray(at_risk, dtype=np.float64), np.asarray(arrivals, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(time / number)
+
+
+def passage_lower_bound(at_risk: float, arrivals: float) -> float:
+    """One-sided 95 % lower bound of a mean first-passage time from few arrivals, or none.
+
+    Exact for exponential waiting times: twice the time at risk over the mean is a chi-squared
+    variable of 2 (n + 1) degrees of freedom.  Without arrivals it is the time at risk / 3.0.
+    """
+    from scipy import stats
+
+    return float(2.0 * at_risk / stats.chi2.ppf(0.95, 2 * (arrivals + 1)))
+
+
+@dataclass(frozen=True)
+class MarkovFigures:
+    """Figures of one Markov model; times in steps.
+
+    Attributes
+    ----------
+    stationary : (B,) equilibrium populations, 0 for basins never visited; NaN if the visited ones are not
+        all connected, for then the data do not tell how they balance.
+    timescales : (B - 1,) implied timescales, slowest first; infinite for exchange that was not seen.
+    mfpt : (B, B) mean first-passage times; infinite between basins that are not connected.
+    slow : (B - 1, B) sign of the eigenvector of each process: which basins exchange; 0 if not known.
+    """
+
+    stationary: Array
+    timescales: Array
+    mfpt: Array
+    slow: Array
+
+
+def markov_model(counts: Any, lag: int) -> MarkovFigures:
+    """Reversible maximum-likelihood Markov model of a count matrix (B, B) at a lag in steps, by deeptime.
+
+    Basins between which there were not transitions both ways are not connected; each connected
+    set is a model of its own.
+
+    Raises
+    ------
+    MissingExtraError : deeptime is not installed.
+    """
+    c = np.asarray(counts, dtype=np.float64)
+    n = len(c)
+    stationary, mfpt = np.full(n, np.nan), np.full((n, n), np.inf)
+    np.fill_diagonal(mfpt, 0.0)
+    processes: list[tuple[float, Array]] = []
+    for inside in connected_sets(c):
+        balanced = _holds_all(c, inside)
+        if balanced:
+            stationary[:] = 0.0
+            stationary[inside] = 1.0
+        if len(inside) < 2:
+            continue
+        model = _deeptime().msm.MaximumLikelihoodMSM(reversible=True).fit_fetch(c[np.ix_(inside, inside)])
+        if balanced:
+            stationary[inside] = model.stationary_distribution
+        # A bare count matrix has no lag: deeptime answers in steps of the model.
+        vectors = np.asarray(model.eigenvectors_right(), dtype=np.float64)
+        for k, timescale in enumerate(model.timescales()):
+            sides = np.zeros(n)
+            sides[inside] = np.sign(vectors[:, k + 1])
+            processes.append((lag * float(timescale), sides))
+        for i, a in enumerate(inside):
+            for j, b in enumerate(inside):
+                if a != b:
+                    mfpt[a, b] = lag * float(model.mfpt([i], [j]))
+    processes.sort(key=lambda each: -each[0])
+    timescales, slow = np.full(max(n - 1, 0), np.inf), np.zeros((max(n - 1, 0), n))
+    for k, (timescale, sides) in enumerate(processes, start=n - 1 - len(processes)):
+        timescales[k], slow[k] = timescale, sides
+    return MarkovFigures(stationary, timescales, mfpt, slow)
+
+
+def markov_resamples(counts: Array, lag: int) -> tuple[Array, Array, Array]:
+    """Stationary populations, timescales and mean first-passage times of (R, B, B) count matrices.
+
+    The same as `markov_model` on each, with the linear algebra of all at once; shapes (R, B),
+    (R, B - 1) and (R, B, B), steps.
+    """
+    r, n, _ = counts.shape
+    stationary, timescales = np.full((r, n), np.nan), np.full((r, max(n - 1, 0)), np.inf)
+    mfpt = np.full((r, n, n), np.inf)
+    mfpt[:, np.arange(n), np.arange(n)] = 0.0
+    alike: dict[tuple[bytes, ...], list[int]] = {}
+    for k, matrix in enumerate(counts):
+        alike.setdefault(tuple(inside.tobytes() for inside in connected_sets(matrix)), []).append(k)
+    for members in alike.values():
+        rows, some = np.array(members, dtype=np.int64), counts[members[0]]
+        times = [np.zeros((len(rows), 0))]
+        for inside in connected_sets(some):
+            balanced = _holds_all(some, inside)
+            if balanced:
+                stationary[rows] = 0.0
+                stationary[np.ix_(rows, inside)] = 1.0
+            if len(inside) < 2:
+                continue
+            matrices = _reversible(counts[np.ix_(rows, inside, inside)])
+            populations, found = _spectrum(matrices, lag)
+            times.append(found)
+            if balanced:
+                stationary[np.ix_(rows, inside)] = populations
+            mfpt[np.ix_(rows, inside, inside)] = lag * _hitting_times(matrices)
+        known = -np.sort(-np.concatenate(times, axis=1), axis=1)
+        if known.shape[1]:
+            timescales[rows, n - 1 - known.shape[1] :] = known
+    return stationary, timescales, mfpt
+
+
+def connected_sets(counts: Any) -> list[IntArray]:
+    """Sorted indices of each strongly connected set of states, by their first state."""
+    c = np.asarray(counts) > 0
+    reach = c | np.eye(len(c), dtype=bool)
+    for _ in range(max(1, int(np.ceil(np.log2(max(len(c), 2)))))):
+        reach = (reach.astype(np.int64) @ reach.astype(np.int64)) > 0
+    both = reach & reach.T
+    return [np.flatnonzero(row) for k, row in enumerate(both) if int(np.argmax(row)) == k]
+
+
+def _holds_all(counts: Any, inside: IntArray) -> bool:
+    """Whether every state that was visited is inside."""
+    c = np.asarray(counts)
+    return bool(set(np.flatnonzero(c.sum(0) + c.sum(1) > 0)) <= set(inside.tolist())) and bool(c.sum())
+
+
+def _reversible(counts: Array) -> Array:
+    transition_matrix = _deeptime().tools.estimation.transition_matrix
+    return np.stack([np.asarray(transition_matrix(c, reversible=True)) for c in counts])
+
+
+def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array]:
+    """Stationary populations and timescales of reversible matrices (R, n, n)."""
+    n = matrices.shape[-1]
+    ones = np.ones((len(matrices), n, 1))
+    # pi (I - T + 1 1^T) = 1^T
+    left = (np.eye(n) - matrices + 1.0).transpose(0, 2, 1)
+    populations: Array = np.asarray(np.linalg.solve(left, ones)[..., 0], dtype=np.float64)
+    root = np.sqrt(np.maximum(populations, 1e-300))
+    symmetric = root[:, :, None] * matrices / root[:, None, :]
+    values = np.sort(np.linalg.eigvalsh(0.5 * (symmetric + symmetric.transpose(0, 2, 1))), axis=1)[:, ::-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times: Array = np.asarray(-lag / np.log(np.minimum(np.abs(values[:, 1:]), 1.0)), dtype=np.float64)
+    return populations, times
+
+
+def _hitting_times(matrices: Array) -> Array:
+    """(R, n, n) mean first-passage times in steps of the chain."""
+    r, n, _ = matrices.shape
+    times = np.zeros((r, n, n))
+    for target in range(n):
+        others = [k for k in range(n) if k != target]
+        left = np.eye(n - 1) - matrices[:, others][:, :, others]
+        times[:, others, target] = np.linalg.solve(left, np.ones((r, n - 1, 1)))[..., 0]
+    return times
+
+
+def _deeptime() -> Any:
+    try:
+        from deeptime import markov  # type: ignore[import-untyped, unused-ignore]
+        from deeptime.markov import msm, tools  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Markov models need deeptime ({error}): pip install 'score-zoo[analysis]'"
+        ) from error
+    return markov
