@@ -259,7 +259,8 @@ def _inside(angles: npt.NDArray[np.float64], boxes: Sequence[Box]) -> npt.NDArra
         here = np.ones(len(angles), dtype=bool)
         for k, (low, high) in enumerate(box):
             if high - low < 360.0:
-                here &= (angles[:, k] - low) % 360.0 < (high - low) % 360.0
+                above = (angles[:, k] - low) % 360.0  # just below 0 rounds to 360
+                here &= np.where(above < 360.0, above, 0.0) < (high - low) % 360.0
         result |= here
     return result
 

@@ -1,0 +1,311 @@
+"""`zoo evaluate`: a rollout beside "MD" that the same propagator made, one that differs, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import pytest
+
+import zoo
+from zoo import cli
+from zoo.analysis.evaluation import Evaluation, evaluate
+from zoo.errors import StructureError
+from zoo.molecules.start import load_start
+from zoo.rollout import roll_out
+from zoo.score_dynamics import ScoreDynamics
+
+NAME = "sd-alanine-dipeptide-cg"
+START = Path(zoo.__file__).parent / "data" / "alanine-dipeptide.pdb"
+N_WALKERS, N_STEPS = 12, 250
+
+
+@pytest.fixture(scope="module")
+def model() -> ScoreDynamics:
+    return ScoreDynamics.from_pretrained(NAME)
+
+
+@pytest.fixture(scope="module")
+def runs(model: ScoreDynamics) -> list[list[mdtraj.Trajectory]]:
+    """Two independent rollouts."""
+    x = load_start(START, model.molecule)
+    return [roll_out(model, x, N_STEPS, N_WALKERS, seed).trajectories for seed in (1, 2)]
+
+
+def positions(run: list[mdtraj.Trajectory]) -> list[np.ndarray]:
+    return [each.xyz * 10 for each in run]
+
+
+@pytest.fixture(scope="module")
+def found(model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]) -> Evaluation:
+    return evaluate(positions(runs[0]), positions(runs[1]), model.molecule, 1.0, n_resamples=200)
+
+
+# --- the comparison ---------------------------------------------------------------------------------
+
+
+def test_the_same_dynamics_agree(found: Evaluation) -> None:
+    judged = [each for each in found.quantities if each.inside is not None]
+    assert len(judged) >= 5
+    assert sum(each.inside is True for each in judged) >= 0.7 * len(judged)
+    apart = found.divergences["φ ψ"]
+    assert apart.value is not None and apart.floor_95 is not None
+    assert apart.value < 1.5 * apart.floor_95
+
+
+def test_populations_add_up(found: Evaluation) -> None:
+    for side in ("reference", "rollout"):
+        assert sum(getattr(each, side).value for each in found.of_kind("population")) == pytest.approx(1.0)
+
+
+def test_a_side_compared_with_itself_is_the_same_everywhere(
+    model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]
+) -> None:
+    x = positions(runs[0])
+    same = evaluate(x, x, model.molecule, 1.0, n_resamples=100)
+    assert same.divergences["φ ψ"].value == 0
+    for each in same.quantities:
+        assert each.rollout.value == each.reference.value
+        assert each.rollout.events == each.reference.events
+    for row in (*same.details["geometry"]["bonds"], *same.details["geometry"]["angles"]):
+        assert row["shift"] == 0
+
+
+def test_frozen_dynamics_are_caught(model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]) -> None:
+    slow = [np.repeat(x, 5, 0)[: len(x)] for x in positions(runs[0])]
+    wrong = evaluate(slow, positions(runs[1]), model.molecule, 1.0, n_resamples=200)
+    passage = wrong.quantity("mfpt", "alpha-R → beta")
+    assert passage.ratio is None or passage.ratio > 2
+    assert passage.inside is not True
+
+
+def test_a_stretched_bond_is_caught(model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]) -> None:
+    long = [x.copy() for x in positions(runs[0])]
+    a, b = model.molecule.site_bonds[0]
+    end = a if [a in bond for bond in model.molecule.site_bonds].count(True) == 1 else b
+    held = b if end == a else a
+    for x in long:
+        x[:, end] += 0.1 * (x[:, end] - x[:, held])
+    wrong = evaluate(long, positions(runs[1]), model.molecule, 1.0, n_resamples=100)
+    shifts = [row["shift"] for row in wrong.details["geometry"]["bonds"]]
+    assert shifts[0] == pytest.approx(0.15, abs=0.02)
+    assert max(abs(each) for each in shifts[1:]) < 0.02
+
+
+def test_an_inverted_stereocentre_is_counted(
+    model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]
+) -> None:
+    x = positions(runs[0])
+    x[3] = np.concatenate([x[3][:100], x[3][100:] * [1.0, 1.0, -1.0]])
+    wrong = evaluate(x, positions(runs[1]), model.molecule, 1.0, n_resamples=100)
+    hands = wrong.details["geometry"]["chirality"]
+    assert (hands["rollout"]["inversions"], hands["reference"]["inversions"]) == (1, 0)
+
+
+def test_the_result_depends_on_the_seed_only_through_the_intervals(
+    model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]], found: Evaluation
+) -> None:
+    other = evaluate(positions(runs[0]), positions(runs[1]), model.molecule, 1.0, n_resamples=200, seed=5)
+    assert [each.rollout.value for each in other.quantities] == [
+        each.rollout.value for each in found.quantities
+    ]
+    assert other.to_json() != found.to_json()
+    again = evaluate(positions(runs[0]), positions(runs[1]), model.molecule, 1.0, n_resamples=200)
+    assert again.to_json() == found.to_json()
+
+
+def test_other_dihedrals_have_basins_of_their_own(
+    model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]
+) -> None:
+    named = ["ACE:CH3 ACE:C ALA:N ALA:CA"]
+    omega = evaluate(
+        positions(runs[0]), positions(runs[1]), model.molecule, 1.0, dihedrals=named, n_resamples=100
+    )
+    (basin,) = omega.of_kind("population")
+    assert basin.name == "trans"
+    assert basin.rollout.value == pytest.approx(1.0)
+
+
+def test_the_report_survives_json(found: Evaluation, tmp_path: Path) -> None:
+    path = found.save_json(tmp_path / "report.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["sets"]["rollout"]["n_trajectories"] == N_WALKERS
+    assert len(data["quantities"]) == len(found.quantities)
+    first = found.quantities[0]
+    assert data["quantities"][0]["rollout"]["value"] == pytest.approx(first.rollout.value, rel=1e-6)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_the_picture_is_drawn_also_where_nothing_happens(
+    found: Evaluation, model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]], tmp_path: Path
+) -> None:
+    assert found.save_png(tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    still = [np.repeat(x[:1], 30, 0) for x in positions(runs[0])]
+    nothing = evaluate(still, still, model.molecule, 1.0, n_resamples=100)
+    assert nothing.save_png(tmp_path / "b.png").is_file()
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(runs: list[list[mdtraj.Trajectory]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """md-00.xtc, ... hold all 22 atoms: heavy ones of a rollout, and hydrogens where the start has them."""
+    monkeypatch.chdir(tmp_path)
+    whole = mdtraj.load(str(START))
+    model = ScoreDynamics.from_pretrained(NAME)
+    sites = list(model.molecule.sites)
+    for k, run in enumerate(runs[1]):
+        xyz = np.repeat(whole.xyz, len(run), 0)
+        xyz[:, sites] = run.xyz
+        mdtraj.Trajectory(xyz, whole.topology, time=np.arange(len(run))).save(f"md-{k:02d}.xtc")
+    whole.save("md.pdb")
+    for k, run in enumerate(runs[0]):
+        run.save(f"run-{k:02d}.xtc")
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["evaluate", *(str(argument) for argument in arguments)])
+
+
+def md() -> list[str]:
+    return sorted(path.name for path in Path.cwd().glob("md-*.xtc"))
+
+
+@pytest.mark.slow
+def test_files_give_the_report_of_the_api(
+    here: Path, capsys: pytest.CaptureFixture[str], found: Evaluation
+) -> None:
+    assert run(NAME, "--reference", *md(), "--topology", "md.pdb", "--rollout", "run.xtc") == 0
+    out = capsys.readouterr().out
+    assert "alpha-R" in out and "stereocentres: 1, inverted 0 times" in out
+    data = json.loads(Path("evaluation.json").read_text(encoding="utf-8"))
+    for mine, theirs in zip(data["quantities"], found.quantities, strict=True):
+        assert mine["name"] == theirs.name
+        for side, estimate in (("rollout", theirs.rollout), ("reference", theirs.reference)):
+            if estimate.value is not None:  # XTC rounds to 0.01 Å, which may move a frame across a line
+                assert mine[side]["value"] == pytest.approx(estimate.value, rel=0.1, abs=0.02)
+    assert Path("evaluation.png").is_file()
+    assert data["checkpoint"].startswith(NAME)
+
+
+@pytest.mark.slow
+def test_without_a_rollout_one_is_made_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ("-n", "30", "-w", "3", "--save-rollout", "made.xtc", "-o", "made.json", "-q")
+    assert run(NAME, "--reference", *md(), "--topology", "md.pdb", *made) == 0
+    assert capsys.readouterr().out == ""
+    data = json.loads(Path("made.json").read_text(encoding="utf-8"))
+    assert data["rollout"]["walkers"] == 3
+    assert data["sets"]["rollout"]["n_frames"] == 3 * 31
+    assert sorted(path.name for path in here.glob("made-*.xtc")) == [f"made-{k:02d}.xtc" for k in range(3)]
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["--reference", "md-00.xtc"], "--topology"),
+    (["--reference", "nothing.xtc", "--topology", "md.pdb"], "nothing.xtc: there is no such file"),
+    (["--reference", "md-00.xtc", "--topology", "none.pdb"], "none.pdb: there is no such file"),
+    (["--reference", "md-00.xtc", "--topology", "butane.pdb"], "md-00.xtc"),
+    (["--reference", "butane.pdb", "--reference-interval", "1"], "butane.pdb"),
+    (["--reference", "slow.xtc", "--topology", "md.pdb"], "does not divide"),
+    (["--reference", "md.pdb"], "--reference-interval"),
+    (["--reference", "short.xtc", "--topology", "md.pdb"], "too short"),
+    (["--reference", "text.xtc", "--topology", "md.pdb"], "text.xtc"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "-o", "no/where.json"], "no folder"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "-o", "report.txt"], ".json"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "-o", "there.json"], "--overwrite"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "--dihedrals", "N CA C XX"], "XX"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "--dihedrals", "N CA C"], "four"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "--rollout", "gone.xtc"], "gone.xtc"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "--rollout", "md-00.xtc"], "md-00.xtc"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "--markov-lag", "0.3"], "lag"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(each[0])[12:] for each in BAD])
+def test_a_mistake_is_answered_by_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    Path("butane.pdb").write_text(
+        "".join(
+            f"HETATM{k + 1:5d}  C{k + 1}  BUT A   1    {1.5 * k:8.3f}{k % 2:8.3f}{0:8.3f}{1:6.2f}{0:6.2f}{'C':>12}\n"
+            for k in range(4)
+        )
+        + "END\n"
+    )
+    whole = mdtraj.load(str(START))
+    xyz = np.repeat(whole.xyz, 40, 0)
+    mdtraj.Trajectory(xyz, whole.topology, time=0.3 * np.arange(40)).save("slow.xtc")
+    mdtraj.Trajectory(xyz[:2], whole.topology, time=np.arange(2) * 0.5).save("short.xtc")
+    Path("text.xtc").write_text("not a trajectory\n" * 100)
+    Path("there.json").write_text("mine")
+    before = sorted(path.name for path in here.iterdir())
+    if "--rollout" not in arguments:
+        arguments = [*arguments, "--rollout", "run-00.xtc", "run-01.xtc"]
+    assert run(NAME, *arguments) == 1
+    assert words in one_error(capsys)
+    assert sorted(path.name for path in here.iterdir()) == before
+    assert Path("there.json").read_text() == "mine"
+
+
+def test_an_unknown_checkpoint_is_told_before_anything_is_read(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sd-alanine-dipeptid-cg", "--reference", "nothing.xtc") == 1
+    assert NAME in one_error(capsys)
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        raise SystemExit(run("--help"))
+    assert stop.value.code == 0
+    assert f"zoo evaluate {NAME}" in capsys.readouterr().out
+
+
+# --- the API's own refusals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interval_ps": 0.0}, "interval between frames"),
+        ({"block_ps": -1.0}, "length of a block"),
+        ({"n_resamples": 10}, "too few"),
+        ({"markov_lag_ps": 1.5}, "no multiple"),
+        ({"dihedrals": []}, "no dihedral"),
+        ({"dihedrals": [(0, 1, 2, 2)]}, "twice"),
+        ({"dihedrals": [(0, 1, 2, 99)]}, "not 99"),
+    ],
+)
+def test_impossible_settings(
+    model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]], change: dict[str, Any], message: str
+) -> None:
+    x = positions(runs[0])[:2]
+    with pytest.raises(StructureError, match=message):
+        evaluate(x, x, model.molecule, **{"interval_ps": 1.0, **change})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([], "no reference trajectory"),
+        ([np.zeros((5, 3, 3))], "shape"),
+        ([np.full((30, 10, 3), np.nan)], "not finite"),
+        ([np.zeros((1, 10, 3))], "too short"),
+    ],
+)
+def test_impossible_trajectories(model: ScoreDynamics, x: list[np.ndarray], message: str) -> None:
+    with pytest.raises(StructureError, match=message):
+        evaluate(x, x, model.molecule, 1.0)
