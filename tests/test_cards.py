@@ -62,7 +62,7 @@ def test_values(template: str, text: str) -> None:
         ("{{ table: dc3 where material=Xe\natoms\n}}", "no row"),
         ("{{ table: dc3\ncolour\n}}", "column 'colour'"),
         ("{{ table: dc3 }}", "no columns"),
-        ("{{ model-index: dc3\nmetric: denoised|a|b|1\ndataset: a|b\n}}", "no number"),
+        ("{{ model-index: dc3\ntask: t\nmetric: denoised|a|b|1\ndataset: a|b\n}}", "no number"),
         ("{{ model-index: dc3 }}", "exactly the lines"),
     ],
 )
@@ -110,7 +110,7 @@ def test_the_model_index_is_what_the_hub_reads() -> None:
     from huggingface_hub import ModelCard
 
     template = (
-        "---\nlicense: mit\n{{ model-index: dc3 where state=Tm\n"
+        "---\nlicense: mit\n{{ model-index: dc3 where state=Tm\ntask: Denoising\n"
         "metric: denoised | accuracy | Atoms | 100\ndataset: dc3 | DC3, {material}\n}}\n---\n# t\n"
     )
     data: Any = ModelCard(render(template, FACTS)).data

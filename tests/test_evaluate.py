@@ -240,8 +240,8 @@ def test_a_mistake_is_answered_by_one_line(
 ) -> None:
     Path("butane.pdb").write_text(
         "".join(
-            f"HETATM{k + 1:5d}  C{k + 1}  BUT A   1    {1.5 * k:8.3f}{k % 2:8.3f}{0:8.3f}{1:6.2f}{0:6.2f}{'C':>12}\n"
-            for k in range(4)
+            f"HETATM{k + 1:5d}  C{k + 1}  BUT A   1    {x:8.3f}{x % 1:8.3f}   0.000  1.00  0.00{'C':>12}\n"
+            for k, x in enumerate([0.0, 1.5, 3.0, 4.5])
         )
         + "END\n"
     )

@@ -14,9 +14,10 @@ measured.  Three directives, each between double braces:
 `{{ table: SECTION where KEY=VALUE,...` and then, up to the closing braces, a line per column,
     `KEY | HEADER | FORMAT`.  The format may be left out.  Rows come in the order they were recorded.
 
-`{{ model-index: SECTION where KEY=VALUE,...` and then lines `metric: KEY | TYPE | NAME | FACTOR` and
-    `dataset: TYPE | NAME` (the name may use {column} fields): the evaluation results in the front
-    matter that the Hub shows.  The factor scales the value, 100 turning a fraction into per cent.
+`{{ model-index: SECTION where KEY=VALUE,...` and then lines `task: NAME`,
+    `metric: KEY | TYPE | NAME | FACTOR` and `dataset: TYPE | NAME` (the name may use {column} fields):
+    the evaluation results in the front matter that the Hub shows.  The factor scales the value, 100
+    turning a fraction into per cent.
 
 In `README.md` a table stands between `<!-- NAME table: ...` (the same text as above, ended by `-->`)
 and `<!-- end -->`; only what is between these is rewritten.
@@ -199,8 +200,8 @@ def _model_index(
     section: str, rows: Sequence[Mapping[str, Any]], lines: Sequence[str], facts: Mapping[str, Any]
 ) -> str:
     settings = dict(line.split(":", 1) for line in lines)
-    if set(settings) != {"metric", "dataset"}:
-        raise CardError("a model-index needs exactly the lines 'metric: ...' and 'dataset: ...'")
+    if set(settings) != {"task", "metric", "dataset"}:
+        raise CardError("a model-index needs exactly the lines 'task: ...', 'metric: ...' and 'dataset: ...'")
     key, kind, label, factor = (part.strip() for part in settings["metric"].split("|"))
     dataset, name = (part.strip() for part in settings["dataset"].split("|"))
     # Strings are written as JSON, which is YAML with all the quoting settled.
@@ -212,7 +213,7 @@ def _model_index(
         shown = json.dumps(name.format_map(row), ensure_ascii=False)
         metric = f"type: {json.dumps(kind)}, name: {json.dumps(label)}"
         out += [
-            '  - task: {type: "other", name: "Structure identification after denoising"}',
+            f'  - task: {{type: "other", name: {json.dumps(settings["task"].strip())}}}',
             f"    dataset: {{type: {json.dumps(dataset)}, name: {shown}}}",
             f"    metrics: [{{{metric}, value: {round(value * float(factor), 6)}}}]",
         ]

@@ -7,6 +7,7 @@ and the same command can be given again.  A version that exists is never changed
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,9 +161,10 @@ def check_card(stored: Checkpoint) -> None:
     for what, text in (("name", stored.config["name"]), ("version", stored.config["version"])):
         if text not in prose:
             raise PublishError(f"{where} does not mention the {what} {text}: bring the card up to date")
-    numbers = {_rounded(value * factor) for value in _numbers(stored.metrics) for factor in _FACTORS}
+    numbers = [value * factor for value in _numbers(stored.metrics) for factor in _FACTORS]
     for label, value in _results(metadata.get("model-index"), where):
-        if _rounded(value) not in numbers:
+        # Cards round to six decimals.
+        if not any(math.isclose(value, each, rel_tol=1e-5, abs_tol=1e-6) for each in numbers):
             raise PublishError(
                 f"{where} claims {label} = {value:g}, which is not in {METRICS}: render the card again"
             )
@@ -209,10 +211,6 @@ def _numbers(data: Any) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(data, int | float) and not isinstance(data, bool):
         yield float(data)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")  # finer than any card shows
 
 
 def check_inference(folder: Path, kind: str) -> None:
