@@ -306,6 +306,12 @@ def _upgrade(
     return config, weights
 
 
+_USES = {
+    "denoiser": "it is for Denoiser and zoo denoise",
+    "score-dynamics": "it is for ScoreDynamics and zoo rollout",
+}
+
+
 def _check_config(path: Path, config: dict[str, Any], kind: str | None) -> None:
     where = path / CONFIG
     rules: list[tuple[str, str, Callable[[Any], bool]]] = [
@@ -320,7 +326,9 @@ def _check_config(path: Path, config: dict[str, Any], kind: str | None) -> None:
         if not ok(config[key]):
             raise CheckpointError(f"{where} has {key} = {json.dumps(config[key])[:80]}: it must be {what}")
     if kind is not None and config["kind"] != kind:
-        raise CheckpointError(f"{path} is a {config['kind']} checkpoint, not a {kind}: open it as what it is")
+        raise CheckpointError(
+            f"{path} is a {config['kind']} checkpoint, not a {kind}: {_USES[config['kind']]}"
+        )
 
 
 def _read_weights(path: Path, digests: set[str | None]) -> dict[str, torch.Tensor]:

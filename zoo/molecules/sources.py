@@ -157,6 +157,8 @@ def _loaded(path: Path, suffix: str) -> Any:
             return loader(str(path))
     except StructureError:
         raise
+    except IndexError:  # what MDTraj says of a file in which it finds nothing
+        raise StructureError(f"{path} holds no atoms that can be read as {suffix[1:].upper()}") from None
     except Exception as error:  # readers of many formats raise nearly everything on a damaged file
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise StructureError(f"{path} cannot be read as {suffix[1:].upper()}: {reason}") from error
