@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
+from training.first_card import write_first_card
 from training.lattices import LATTICES, MIX
 from training.loop import LOG, LoopConfig, train
 from training.metrics import record
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out, "training", [result], command=f"python -m training.denoiser_elements --seed {args.seed}",
         seed=args.seed, extra={"loop": asdict(loop), "data": asdict(data), "mix": MIX},
     )  # fmt: skip
+    write_first_card(args.out)
     console.print(f"wrote {args.out} after {(time.perf_counter() - started) / 60:.1f} minutes in this run")
     return 0
 

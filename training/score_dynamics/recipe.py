@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.first_card import write_first_card
 from training.loop import LOG
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
@@ -230,5 +231,6 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         seed=args.seed,
         extra={"loop": asdict(loop), "data": asdict(packed.noise), "segments": packed.segments},
     )
+    write_first_card(args.out)
     print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")
     return 0
