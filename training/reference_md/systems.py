@@ -50,6 +50,8 @@ class MolecularSystem:
             after each round of ``basins``.
         stereocentres: a centre and three of its neighbours; must keep the handedness of ``pdb``.
         trans: torsions that must stay within 90 degrees of 180 (peptide bonds).
+        windows: angles of the first torsion at which shots are released, see `shots`.
+        window_step: degrees between the angles of the second torsion.
     """
 
     name: str
@@ -62,6 +64,8 @@ class MolecularSystem:
     box_edge: float = 2.1
     stereocentres: tuple[tuple[str, str, str, str], ...] = ()
     trans: tuple[tuple[str, str, str, str], ...] = ()
+    windows: tuple[float, ...] = ()
+    window_step: int = 30
 
     @property
     def pdb_path(self) -> Path:
@@ -124,6 +128,7 @@ ALANINE_DIPEPTIDE = MolecularSystem(
     ),
     stereocentres=(("ALA:CA", "ALA:N", "ALA:C", "ALA:CB"),),
     trans=(("ACE:CH3", "ACE:C", "ALA:N", "ALA:CA"), ("ALA:CA", "ALA:C", "NME:N", "NME:C")),
+    windows=(120, 0, 100, 20, 135, -15, 85, 35, 110, 10, 150, -30),
 )
 
 SYSTEMS: dict[str, MolecularSystem] = {system.name: system for system in (ALANINE_DIPEPTIDE,)}
