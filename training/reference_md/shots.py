@@ -64,31 +64,34 @@ def targets(generator: Generator, series: int) -> list[Start]:
 def shoot(
     generator: Generator, series: int, length: float, report: Callable[[str], None] = lambda text: None
 ) -> int:
-    """Make the missing shots of a series, ``length`` ps each; returns how many.
+    """Make the missing shots of a series, ``length`` ps each; returns how many could not be made.
 
-    Raises
-    ------
-    SegmentError : the molecule lost its handedness or broke; shots saved before are sound.
+    A shot whose molecule lost its handedness or a peptide bond, or broke, is left out.
     """
     starts = targets(generator, series)
     paths = [generator.folder / f"shot-{series:03d}{k:02d}.npz" for k in range(len(starts))]
-    missing = [k for k, path in enumerate(paths) if not path.exists()]
-    if not missing:
-        return 0
-    try:
-        held = _Held(generator, series, starts[missing[0]])
-        for k in missing:
-            begin = time.perf_counter()
-            frames = held.release(starts[k], length)
-            generator._check_start(frames[0], series, starts[k])
+    held: _Held | None = None
+    failed = 0
+    for k, (path, start) in enumerate(zip(paths, starts, strict=True)):
+        if path.exists():
+            continue
+        begin = time.perf_counter()
+        where = f"series {series:03d}, shot {k + 1} of {len(starts)}"
+        try:
+            held = held or _Held(generator, series, start)
+            frames = held.release(start, length)
+            generator._check_start(frames[0], series, start)
             if not generator._is_whole(frames):
                 raise openmm.OpenMMException("a bond of the solute broke")
-            write_record(paths[k], held.record(starts[k], series, k, frames))
-            speed = (HOLD + length) / (time.perf_counter() - begin)
-            report(f"series {series:03d}, {k + 1} of {len(starts)} from {starts[k].angles}, {speed:.2f} ps/s")
-    except openmm.OpenMMException as error:
-        raise SegmentError(f"series {series} failed ({' '.join(str(error).split())}): leave it out") from None
-    return len(missing)
+        except (SegmentError, openmm.OpenMMException) as error:
+            report(f"{where} is left out: {' '.join(str(error).split())}")
+            held = None  # whatever went wrong is not carried on to the next one
+            failed += 1
+            continue
+        write_record(path, held.record(start, series, k, frames))
+        speed = (HOLD + length) / (time.perf_counter() - begin)
+        report(f"{where} from {start.angles}, {speed:.2f} ps/s")
+    return failed
 
 
 class _Held:
@@ -186,11 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         generator = Generator(SYSTEMS[args.system], args.output, args.platform, args.threads)
         for series in range(args.first, args.first + args.series):
-            try:
-                shoot(generator, series, args.length, lambda text: print(text, flush=True))
-            except SegmentError as error:  # the other series can still be made
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                failed += 1
+            failed += shoot(generator, series, args.length, lambda text: print(text, flush=True))
     except ZooError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
