@@ -58,14 +58,14 @@ def test_a_series_leaves_segments_that_start_at_their_targets_and_then_move_free
 
 
 def test_only_what_is_missing_is_made(vacuum: Any) -> None:
-    shots.shoot(vacuum, 2, 0.4)
+    shots.shoot(vacuum, 2, 2.0)
     paths = sorted(vacuum.folder.glob("shot-*.npz"))
     before = {path: path.read_bytes() for path in paths}
     paths[2].unlink()
     told: list[str] = []
-    assert shots.shoot(vacuum, 2, 0.4, told.append) == 0
+    assert shots.shoot(vacuum, 2, 2.0, told.append) == 0
     assert len(told) == 1 and "shot 3 of 4" in told[0]
-    assert shots.shoot(vacuum, 2, 0.4, told.append) == 0
+    assert shots.shoot(vacuum, 2, 2.0, told.append) == 0
     assert len(told) == 1
     assert sorted(vacuum.folder.glob("shot-*.npz")) == paths
     assert all(path.read_bytes() == before[path] for path in paths if path != paths[2])
@@ -81,7 +81,7 @@ def test_a_shot_that_fails_is_left_out_and_told(vacuum: Any, monkeypatch: pytest
 
     monkeypatch.setattr(vacuum, "_check_start", check)
     told: list[str] = []
-    assert shots.shoot(vacuum, 2, 0.4, told.append) == 1
+    assert shots.shoot(vacuum, 2, 2.0, told.append) == 1
     assert [text for text in told if "left out" in text] == [
         "series 002, shot 2 of 4 is left out: it lost its handedness"
     ]
