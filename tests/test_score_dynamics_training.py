@@ -392,3 +392,25 @@ def test_curve_without_a_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / LOG).write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     assert curve.main([str(tmp_path)]) == 0
     assert (tmp_path / curve.CURVE).read_bytes().startswith(b"\x89PNG")
+
+
+# --- what a recipe says of its past -----------------------------------------------------------------
+
+
+def test_names_of_shots_are_counted_by_series() -> None:
+    names = ["segment-001", "shot-00000", "shot-00011", "shot-01203"]
+    assert recipes.shortened(names) == ["segment-001", "shot-000??: 2 shots", "shot-012??: 1 shots"]
+
+
+def test_trainings_that_led_to_a_checkpoint_are_told_in_order(tmp_path: Path) -> None:
+    assert recipes.earlier(None) == []
+    first = {"command": "first", "results": [{"minutes": 1.0}]}
+    second = {"command": "second", "results": [{"minutes": 2.0}], "earlier": [{"command": "first"}]}
+    for section, commands in ((first, ["first"]), (second, ["first", "second"])):
+        (tmp_path / "metrics.json").write_text(json.dumps({"sections": {"training": section}}))
+        assert [each["command"] for each in recipes.earlier(tmp_path / "model.safetensors")] == commands
+
+
+def test_weights_without_a_past_are_not_started_from(tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match="how it was trained"):
+        recipes.earlier(tmp_path / "model.safetensors")

@@ -1,7 +1,8 @@
 """Recipe of the checkpoint ``sd-alanine-dipeptide``: from segments of MD to a folder, on CPU cores.
 
     python -m training.reference_md alanine-dipeptide -o md --segments 40 --length 400
-    python -m training.sd_alanine_dipeptide --data md --precision bf16 --threads 2
+    python -m training.reference_md.shots alanine-dipeptide -o shots --series 24
+    python -m training.sd_alanine_dipeptide --data md shots --precision bf16 --threads 2
 
 Prints progress and samples per second, draws a curve, saves its state every two minutes and continues
 from it when run again; an interrupted run ends with bit for bit the same weights as an uninterrupted
@@ -28,6 +29,9 @@ RECIPE = Recipe(
     hold_out=HOLD_OUT,
     validation=VALIDATION,
     n_steps=40000,
+    # With eight levels held-out torsions come out as well as with twelve; sixteen walkers at once are the
+    # best compromise between one walker, which always pays for all slots, and many.
+    sampler={"n_levels": 8, "batch_slots": 16},
 )
 
 

@@ -1,7 +1,8 @@
 """Recipe of the checkpoint ``sd-alanine-dipeptide-10ps``: all atoms, ten picoseconds in one step.
 
     python -m training.reference_md alanine-dipeptide -o md --segments 40 --length 400
-    python -m training.sd_alanine_dipeptide_10ps --data md --precision bf16 --threads 2
+    python -m training.reference_md.shots alanine-dipeptide -o shots --series 24
+    python -m training.sd_alanine_dipeptide_10ps --data md shots --precision bf16 --threads 2
 
 Prints progress and samples per second, draws a curve, saves its state every two minutes and continues
 from it when run again; an interrupted run ends with bit for bit the same weights as an uninterrupted
@@ -32,7 +33,7 @@ RECIPE = Recipe(
     lag_time=10.0,
     # Displacements are a fifth greater than those of 1 ps and more often lead to another basin.
     noise=NoiseConfig(sigma_mean=-1.6, sigma_std=1.4),
-    sampler={"sigma_max": 4.0},
+    sampler={"sigma_max": 4.0, "n_levels": 10, "batch_slots": 16},
 )
 
 

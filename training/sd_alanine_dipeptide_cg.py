@@ -1,7 +1,8 @@
 """Recipe of the checkpoint ``sd-alanine-dipeptide-cg``: from segments of MD to a folder, on CPU cores.
 
     python -m training.reference_md alanine-dipeptide -o md --segments 40 --length 400
-    python -m training.sd_alanine_dipeptide_cg --data md --precision bf16 --threads 2
+    python -m training.reference_md.shots alanine-dipeptide -o shots --series 24
+    python -m training.sd_alanine_dipeptide_cg --data md shots --precision bf16 --threads 2
 
 Prints progress and samples per second, draws a curve, saves its state every two minutes and continues
 from it when run again; an interrupted run ends with bit for bit the same weights as an uninterrupted
@@ -19,7 +20,7 @@ from training.score_dynamics.recipe import Recipe, main
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide_cg",
     name="sd-alanine-dipeptide-cg",
-    version="1.1.0",
+    version="1.2.0",
     forcefield=FORCEFIELD,
     molecule=partial(molecule, "heavy"),
     frame=body_frame,
@@ -28,6 +29,8 @@ RECIPE = Recipe(
     hold_out=HOLD_OUT,
     validation=VALIDATION,
     n_steps=20000,
+    # As for all atoms, see training.sd_alanine_dipeptide.
+    sampler={"n_levels": 8, "batch_slots": 16},
 )
 
 

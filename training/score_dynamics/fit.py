@@ -35,6 +35,7 @@ from zoo.score_dynamics import ConditionalDenoiser
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LEARNING_RATE = 1e-3
 N_CHECK = 4096  # validation pairs for the curve
 N_TERMS = 2
 """Parts of a batch on a CPU, a thread for each: small matrix products gain nothing from more threads."""
@@ -148,7 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument(
         "--steps", type=int, default=steps, help="length of the schedule (default %(default)s)"
     )
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--precision",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from training.first_card import write_first_card
 from training.loop import LOG
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
-from training.score_dynamics.fit import add_arguments, fit, loop_config, printed
+from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.transitions import (
     Transitions,
@@ -26,7 +28,7 @@ from training.score_dynamics.transitions import (
     rigid_motion,
     transitions,
 )
-from zoo.checkpoint import save
+from zoo.checkpoint import read_metrics, save
 from zoo.errors import ZooError
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.rigid import centred
@@ -36,6 +38,8 @@ from zoo.score_dynamics import (
     ScoreDynamicsConfig,
     nearest_reference,
 )
+
+_SHOT = re.compile(r"(shot-\d{3})\d{2}")
 
 #: Å; the standard deviation of a bond that vibrates is ten times this, of a constraint in a file a tenth.
 RIGID = 2e-3
@@ -138,6 +142,25 @@ def finish(model: ConditionalDenoiser, training: Transitions, validation: Transi
     model.reference_distance.copy_(torch.quantile(far[:: max(1, len(far) // 100000)], 0.999))
 
 
+def earlier(start_from: Path | None) -> list[dict[str, Any]]:
+    """How the checkpoint that training started from was trained, the first training first; none: empty."""
+    if start_from is None:
+        return []
+    section = read_metrics(start_from.parent).get("sections", {}).get("training")
+    if section is None:
+        raise ZooError(f"{start_from}: no metrics beside it say how it was trained")
+    return [*section.get("earlier", []), {**section["results"][0], "command": section["command"]}]
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names of segments; of shots, which are many, only how many there are in each series."""
+    shots = Counter(match[1] for name in names if (match := _SHOT.fullmatch(name)))
+    return [
+        *(name for name in names if not _SHOT.fullmatch(name)),
+        *(f"{series}??: {n} shots" for series, n in sorted(shots.items())),
+    ]
+
+
 def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -218,7 +241,14 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
         "validation_loss": rows[-1]["validation"],
     }
+    before = earlier(args.start_from)
+    result["minutes_in_all"] = round(result["minutes"] + sum(each["minutes"] for each in before), 1)
+    result["samples_in_all"] = sum(each["n_steps"] * each["samples_per_step"] for each in [*before, result])
     options = f"--steps {loop.n_steps} --precision {loop.precision} --threads {args.threads}"
+    if args.learning_rate != LEARNING_RATE:
+        options += f" --learning-rate {args.learning_rate:g}"
+    if args.start_from is not None:
+        options += f" --start-from {args.start_from.parent.name}/{args.start_from.name}"
     if tuple(args.hold_out) != recipe.hold_out:
         options += f" --hold-out {' '.join(args.hold_out)}"
     if tuple(args.validation) != recipe.validation:
@@ -227,9 +257,14 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         args.out,
         "training",
         [result],
-        command=f"python -m {recipe.module} --data md {options}",
+        command=f"python -m {recipe.module} --data {' '.join(each.name for each in args.data)} {options}",
         seed=args.seed,
-        extra={"loop": asdict(loop), "data": asdict(packed.noise), "segments": packed.segments},
+        extra={
+            "loop": asdict(loop),
+            "data": asdict(packed.noise),
+            "segments": {part: shortened(names) for part, names in packed.segments.items()},
+            "earlier": before,
+        },
     )
     write_first_card(args.out)
     print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")

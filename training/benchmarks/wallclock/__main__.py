@@ -141,10 +141,11 @@ def costs(folder: str | Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result = training["results"][0]
     md = max(row["ps_per_second"] for row in rows if row["kind"] == "md all")
     speed = max(row["ps_per_second"] for row in rows if row["kind"] == "all")
-    seconds = 60.0 * result["minutes"]
+    minutes = result.get("minutes_in_all", result["minutes"])
+    seconds = 60.0 * minutes
     data_ps = FRAME_PS * result["n_pairs"]
     return {
-        "training_minutes": result["minutes"],
+        "training_minutes": minutes,
         "training_md_ns": data_ps / 1000,
         "break_even_ns": break_even(speed, md, seconds),
         "break_even_with_md_ns": break_even(speed, md, seconds + data_ps / md),
