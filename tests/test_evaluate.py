@@ -13,6 +13,8 @@ import pytest
 import zoo
 from zoo import cli
 from zoo.analysis.evaluation import Evaluation, evaluate
+from zoo.analysis.packed_positions import packed
+from zoo.analysis.trajectories import read_reference
 from zoo.errors import StructureError
 from zoo.molecules.start import load_start
 from zoo.rollout import roll_out
@@ -203,6 +205,17 @@ def test_without_a_rollout_one_is_made_and_kept(here: Path, capsys: pytest.Captu
     assert data["rollout"]["walkers"] == 3
     assert data["sets"]["rollout"]["n_frames"] == 3 * 31
     assert sorted(path.name for path in here.glob("made-*.xtc")) == [f"made-{k:02d}.xtc" for k in range(3)]
+
+
+def test_segments_of_reference_md_are_read_also_compact(here: Path) -> None:
+    whole = mdtraj.load("md-00.xtc", top="md.pdb")
+    small: dict[str, Any] = packed(whole.xyz)
+    np.savez("segment-000.npz", pos_nm=whole.xyz, dt_ps=1.0)
+    np.savez("segment-001.npz", dt_ps=1.0, **small)
+    whole[0].save("topology.pdb")
+    molecule = ScoreDynamics.from_pretrained(NAME).molecule
+    plain, compact = (read_reference(Path(f"segment-00{k}.npz"), molecule, 1.0).positions for k in (0, 1))
+    np.testing.assert_allclose(compact, plain, atol=1e-3)
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zoo.analysis.packed_positions import packed, unpacked
 from zoo.errors import StructureError, ZooError
 
 NM = 10.0  # Å in one nanometre
@@ -114,15 +115,22 @@ def read_record(path: Path) -> Record:
         raise StructureError(f"{path} cannot be read as a segment of reference MD: {reason}") from None
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: Record, *, compact: bool = False) -> None:
     """Replace ``path`` by a complete file, or leave it as it was.
 
+    Args:
+        path: the file.
+        record: what goes into it.
+        compact: positions to 0.0001 nm and no state: for keeping, not for continuing.
+
     Raises:
+        ValueError: see `packed`.
         zoo.ZooError: the folder cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    positions = packed(record.pos_nm) if compact else {"pos_nm": record.pos_nm.astype(np.float32, copy=False)}
     arrays: dict[str, Any] = {
-        "pos_nm": record.pos_nm.astype(np.float32, copy=False),
+        **positions,
         "dt_ps": np.float64(record.dt_ps),
         "seed": np.asarray(record.seed, dtype=np.float64),
         "box_nm": np.float64(record.box_nm),
@@ -131,6 +139,8 @@ def write_record(path: Path, record: Record) -> None:
         # Bytes, not a string array: numpy would take four bytes for each character.
         "state_xml": np.frombuffer(record.state_xml.encode(), dtype=np.uint8),
     }
+    if compact:
+        del arrays["state_xml"]
     try:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
@@ -145,7 +155,7 @@ def write_record(path: Path, record: Record) -> None:
 
 def _checked(arrays: dict[str, npt.NDArray[Any]]) -> Record:
     """A record of the arrays of a file; `ValueError` says what is wrong with them."""
-    positions = arrays["pos_nm"]
+    positions = unpacked(arrays) if "pos_change" in arrays else arrays["pos_nm"]
     if positions.ndim != 3 or positions.shape[2] != 3 or 0 in positions.shape:
         raise ValueError(f"pos_nm has the shape {positions.shape}, not (n_frames, n_atoms, 3)")
     if positions.dtype.kind != "f":

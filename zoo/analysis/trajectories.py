@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from zoo.analysis.packed_positions import unpacked
 from zoo.errors import MissingExtraError, StructureError
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.sources import NM
@@ -67,7 +68,7 @@ def read_reference(
     Parameters
     ----------
     path : anything MDTraj reads, or ``segment-*.npz`` with ``pos_nm`` (n_frames, n_atoms, 3) in
-        nanometres and ``dt_ps``, whose topology is ``topology.pdb`` beside it unless given.
+        nanometres, or compact, and ``dt_ps``, whose topology is ``topology.pdb`` beside it unless given.
     topology : PDB or other file that names the atoms, for formats that do not.
     interval : ps between the frames of the file; by default what the file says.
     labels_like : (n_sites, 3) Å, see ``reference`` of `load_start`.
@@ -207,7 +208,9 @@ def _segment(path: Path) -> tuple[Positions, float]:
             if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_SEGMENT:
                 raise ValueError("it unpacks to more than 8 GiB")
         with np.load(path, allow_pickle=False) as data:
-            xyz, step = np.asarray(data["pos_nm"], dtype=np.float32), float(data["dt_ps"])
+            compact = "pos_change" in data.files
+            xyz = unpacked(dict(data)) if compact else np.asarray(data["pos_nm"], dtype=np.float32)
+            step = float(data["dt_ps"])
         if xyz.ndim != 3 or xyz.shape[2] != 3 or 0 in xyz.shape:
             raise ValueError(f"pos_nm has the shape {xyz.shape}, not (n_frames, n_atoms, 3)")
         if not (math.isfinite(step) and step > 0):

@@ -1,0 +1,78 @@
+"""Compact copies of segments, for keeping: a quarter of the size, and without the state to continue from.
+
+    python -m training.reference_md.keep build/ala2-md -o data/alanine-dipeptide
+
+Positions are rounded to 0.001 Å.  Such files are read like any other segments; they cannot be made longer.
+A file that is there already and holds the same frames is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.reference_md.segments import TOPOLOGY, read_record, write_record
+from zoo.analysis.packed_positions import GRAIN
+from zoo.errors import StructureError, ZooError
+
+
+def keep(folder: Path, output: Path) -> int:
+    """Copy all segments of a folder; returns how many were written.
+
+    Raises
+    ------
+    StructureError : no segment, or one that is damaged or differs from the one that was kept under its name.
+    ZooError : the output cannot be written.
+    """
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise StructureError(f"{folder} has no *.npz in it: give the output folder of training.reference_md")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if (folder / TOPOLOGY).exists() and not (output / TOPOLOGY).exists():
+            shutil.copyfile(folder / TOPOLOGY, output / TOPOLOGY)
+    except OSError as error:
+        raise ZooError(f"cannot write to {output}: {error.strerror or error}") from None
+    written = 0
+    for path in paths:
+        record, target = read_record(path), output / path.name
+        if target.exists():
+            kept = read_record(target).pos_nm
+            n = min(len(kept), len(record.pos_nm))
+            if np.abs(kept[:n] - record.pos_nm[:n]).max() > GRAIN:
+                raise StructureError(f"{target} holds other frames than {path}: choose another folder")
+            if len(kept) >= len(record.pos_nm):
+                continue
+        try:
+            write_record(target, record, compact=True)
+        except ValueError as error:
+            raise StructureError(f"{path}: {error}") from None
+        written += 1
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Keep the segments of a folder; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reference_md.keep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="with segments")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="made if missing")
+    args = parser.parse_args(arguments)
+    try:
+        print(f"{keep(args.folder, args.output)} segments written to {args.output}")
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
