@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _TITLES = {
     "population": "population, frames",
     "markov population": "population, Markov",
+    "group population": "population, Markov",
     "group mfpt": "first passage, ps",
     "mfpt": "first passage, ps",
     "markov mfpt": "first passage, Markov",

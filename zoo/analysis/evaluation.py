@@ -54,7 +54,8 @@ class Quantity:
 
     Attributes
     ----------
-    kind : "population", "markov population", "mfpt", "group mfpt", "markov mfpt", "timescale", "path time".
+    kind : "population", "markov population", "group population", "mfpt", "group mfpt", "markov mfpt",
+        "timescale", "path time".
     name : a basin, or "A → B", or the number of the process.
     unit : "ps" or "".
     """
@@ -354,6 +355,8 @@ class _Side:
             result["markov population", names[k], ""] = value
         if self.groups is not None:
             labels = [name for name, _ in self.basins.groups]
+            for (inside, within), value in self._within_groups().items():
+                result["group population", f"{inside} within {within}", ""] = value
             for (a, b), value in self._passages(self.groups).items():
                 result["group mfpt", f"{labels[a]} → {labels[b]}", "ps"] = value
         for (a, b), value in self._passages(self.tally).items():
@@ -364,6 +367,27 @@ class _Side:
             result["timescale", f"{k + 1}", "ps"] = value
         for (a, b), value in self._path_times().items():
             result["path time", f"{names[a]} → {names[b]}", "ps"] = value
+        return result
+
+    def _within_groups(self) -> dict[tuple[str, str], Estimate]:
+        """Markov populations of the basins of each group among themselves.
+
+        Trajectories may be too short to go from group to group, and still long enough to tell this.
+        """
+        counts = self.counts(self.lag)
+        resampled = weighted_sums(self.weights, counts)
+        result: dict[tuple[str, str], Estimate] = {}
+        for group, members in self.basins.groups:
+            index = [self.basins.names.index(name) for name in members]
+            if len(index) < 2:
+                continue
+            inner = np.ix_(index, index)
+            value = markov_model(counts.sum(0)[inner], self.lag).stationary
+            samples = markov_resamples(resampled[:, *inner], self.lag)[0]
+            changes = self.tally.paths[:, *inner]
+            for k, name in enumerate(members):
+                ways = changes[:, :, k].sum(1) + changes[:, k, :].sum(1)
+                result[name, group] = self._estimate(value[k], samples[:, k], ways)
         return result
 
     def timescales(self, lag: int) -> list[Estimate] | None:

@@ -40,7 +40,15 @@ from zoo.score_dynamics import ScoreDynamics
 Positions = npt.NDArray[np.float32]
 
 #: What a card speaks of.  Frame populations are those of the seeded segments and left out.
-KINDS = ("markov population", "group mfpt", "mfpt", "markov mfpt", "timescale", "path time")
+KINDS = (
+    "markov population",
+    "group population",
+    "group mfpt",
+    "mfpt",
+    "markov mfpt",
+    "timescale",
+    "path time",
+)
 
 
 def thinned(segments: Sequence[Segment], sites: Sequence[int], lag_time: float) -> list[Positions]:
