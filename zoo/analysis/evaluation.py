@@ -381,10 +381,9 @@ class _Side:
             index = [self.basins.names.index(name) for name in members]
             if len(index) < 2:
                 continue
-            inner = np.ix_(index, index)
-            value = markov_model(counts.sum(0)[inner], self.lag).stationary
-            samples = markov_resamples(resampled[:, *inner], self.lag)[0]
-            changes = self.tally.paths[:, *inner]
+            value = markov_model(_among(counts.sum(0), index), self.lag).stationary
+            samples = markov_resamples(_among(resampled, index), self.lag)[0]
+            changes = _among(self.tally.paths, index)
             for k, name in enumerate(members):
                 ways = changes[:, :, k].sum(1) + changes[:, k, :].sum(1)
                 result[name, group] = self._estimate(value[k], samples[:, k], ways)
@@ -471,6 +470,11 @@ class _Side:
             for a, b in _pairs(self.n)
         }
         return populations, slow, times
+
+
+def _among(matrices: Array, index: Sequence[int]) -> Array:
+    """These rows and columns of matrices (..., B, B)."""
+    return np.asarray(matrices[..., index, :][..., index])
 
 
 def _pairs(n: int) -> list[tuple[int, int]]:
