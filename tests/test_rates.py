@@ -114,6 +114,23 @@ def test_resamples_are_the_models_of_each_matrix() -> None:
         np.testing.assert_allclose(mfpt[k], one.mfpt, rtol=1e-4)
 
 
+def test_a_barrier_crossed_once_in_a_million_steps_does_not_spoil_the_rest() -> None:
+    flows = np.array(
+        [[0.0, 2e-3, 2e-6, 0.0], [2e-3, 0.0, 0.0, 0.0], [2e-6, 0.0, 0.0, 1e-3], [0.0, 0.0, 1e-3, 0.0]]
+    )
+    populations = np.array([0.6, 0.25, 0.13, 0.02])
+    matrix = flows / populations[:, None] + np.diag(1 - flows.sum(1) / populations)
+    counts = 640_000 * populations[:, None] * matrix
+    found = markov_model(counts, 1)
+    np.testing.assert_allclose(found.stationary, populations, rtol=1e-2)
+    assert found.mfpt[3, 2] == pytest.approx(exact_mfpt(matrix, 2)[3], rel=1e-2)
+    assert found.mfpt[1, 0] == pytest.approx(exact_mfpt(matrix, 0)[1], rel=1e-2)
+    stationary, timescales, mfpt = markov_resamples(np.stack([counts, counts * 1.1]), 1)
+    np.testing.assert_allclose(stationary[0], populations, rtol=1e-2)
+    np.testing.assert_allclose(timescales[0], found.timescales, rtol=1e-2)
+    np.testing.assert_allclose(mfpt[1], found.mfpt, rtol=1e-2)
+
+
 def test_long_chains_give_their_rates_back() -> None:
     rng = np.random.default_rng(0)
     states = [walk(MATRIX, 4000, rng, rng.choice(3, p=POPULATIONS)) for _ in range(20)]

@@ -49,9 +49,9 @@ def test_the_faster_way_to_run_md_is_the_one_to_beat() -> None:
 
 
 def test_all_cases_of_a_checkpoint_have_their_rivals() -> None:
-    kinds = [case.kind for case in cases("name", 64, "CPU")]
+    kinds = [case.kind for case in cases(["name"], 64, "CPU")]
     assert set(kinds) == set(SPEEDS)
-    together = [case for case in cases("name", 64, "CPU") if case.kind == "md all"]
+    together = [case for case in cases(["name"], 64, "CPU") if case.kind == "md all"]
     assert [case.processes for case in together] == [2]
 
 
@@ -94,6 +94,12 @@ def test_a_failing_process_is_told_by_its_last_line(capsys: pytest.CaptureFixtur
         measure(case, 0.1)
 
 
+@pytest.mark.parametrize("options", [["--walkers", "1"], ["--rounds", "0"], ["--seconds", "0"]])
+def test_impossible_numbers(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sd-alanine-dipeptide-cg", *options]) == 1
+    assert capsys.readouterr().err.startswith("error: give at least")
+
+
 def test_recording_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sd-alanine-dipeptide-cg", "--record"]) == 1
     error = capsys.readouterr().err
@@ -118,7 +124,8 @@ def test_every_round_measures_every_case(
         return {"ps_per_second": SPEEDS[case.kind][0], "n_atoms": 3}
 
     monkeypatch.setattr(wallclock, "measure", fake)
-    assert main(["name", "--rounds", "2", "--walkers", "5"]) == 0
-    names = [case.name for case in cases("name", 5, "CPU")]
+    assert main(["name", "other", "--rounds", "2", "--walkers", "5"]) == 0
+    names = [case.name for case in cases(["name", "other"], 5, "CPU")]
     assert asked == names * 2
+    assert sum(name.startswith("MD") for name in names) == 5  # once for all checkpoints
     assert "rollout, 5 walkers, 2 threads: 400 ps/s (400 to 400)  100 x MD" in capsys.readouterr().out

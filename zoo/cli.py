@@ -179,9 +179,8 @@ def rollout(
         bool, typer.Option("--overwrite", help="Start over instead of continuing OUT.")
     ] = False,
     threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="CPU threads; one serves up to 32 walkers.  [default: all]"),
-    ] = None,
+        int, typer.Option("--threads", min=1, help="CPU threads; more than one only pays for large networks.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")] = False,
 ) -> None:
     """Let a molecule take picosecond steps with a score-dynamics model.
@@ -282,8 +281,8 @@ def evaluate(
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of the bootstrap.")] = 1000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.  [default: torch's]")
-    ] = None,
+        int, typer.Option("--threads", min=1, help="CPU threads; more than one only pays for large networks.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no table.")] = False,
 ) -> None:
     """Compare a rollout with MD: free energies, populations, rates, paths, geometry, with 95 % intervals.

@@ -50,7 +50,7 @@ class Job:
     block: float | None = None
     resamples: int = 1000
     overwrite: bool = False
-    threads: int | None = None
+    threads: int = 1
     quiet: bool = False
 
     @property
@@ -72,14 +72,13 @@ def run(job: Job, console: Any) -> int:
         from zoo.rollout.output import check_output as check_rollout
 
         check_rollout(job.save_rollout)
+    import torch
+
     from zoo.analysis.dihedrals import choose_dihedrals
     from zoo.analysis.evaluation import evaluate
     from zoo.score_dynamics import ScoreDynamics
 
-    if job.threads is not None:
-        import torch
-
-        torch.set_num_threads(job.threads)
+    torch.set_num_threads(1)  # threads for whole batches of walkers instead, see `roll_out`
     model = ScoreDynamics.from_pretrained(job.checkpoint)
     wanted = list(job.dihedrals) or None
     choose_dihedrals(model.molecule, wanted)  # before the work, not after
@@ -197,7 +196,7 @@ def _rolled_out(job: Job, model: Any, md: Sequence[Read]) -> tuple[Iterator[Any]
     with meter:
         result = roll_out(
             model, start, job.steps, job.walkers, job.seed,
-            output=job.save_rollout, overwrite=job.overwrite, keep=True, progress=meter,
+            output=job.save_rollout, overwrite=job.overwrite, keep=True, progress=meter, threads=job.threads,
         )  # fmt: skip
     report = result.report
     for walker, reason in list(report.stopped.items())[:10]:

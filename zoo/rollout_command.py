@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 import warnings
@@ -36,7 +35,7 @@ class Job:
     lag_time: float | None = None
     max_redraws: int = 100
     overwrite: bool = False
-    threads: int | None = None
+    threads: int = 1
     quiet: bool = False
 
 
@@ -68,7 +67,7 @@ def run(job: Job) -> int:
                 max_redraws=job.max_redraws,
                 progress=meter,
                 inputs=(job.start,),
-                threads=job.threads or os.cpu_count() or 1,
+                threads=job.threads,
             )
     except KeyboardInterrupt:
         if meter.now is None:

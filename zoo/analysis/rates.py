@@ -19,6 +19,7 @@ each time (Schuette et al., J. Chem. Phys. 134, 204105, 2011).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,10 +207,10 @@ def markov_model(counts: Any, lag: int) -> MarkovFigures:
             stationary[inside] = 1.0
         if len(inside) < 2:
             continue
-        model = _deeptime().msm.MaximumLikelihoodMSM(reversible=True).fit_fetch(c[np.ix_(inside, inside)])
+        model = _deeptime().msm.MarkovStateModel(_transition_matrix(c[np.ix_(inside, inside)]))
         if balanced:
             stationary[inside] = model.stationary_distribution
-        # A bare count matrix has no lag: deeptime answers in steps of the model.
+        # A bare matrix has no lag: deeptime answers in steps of the model.
         vectors = np.asarray(model.eigenvectors_right(), dtype=np.float64)
         for k, timescale in enumerate(model.timescales()):
             sides = np.zeros(n)
@@ -277,9 +278,25 @@ def _holds_all(counts: Any, inside: IntArray) -> bool:
     return bool(set(np.flatnonzero(c.sum(0) + c.sum(1) > 0)) <= set(inside.tolist())) and bool(c.sum())
 
 
+def _transition_matrix(counts: Array) -> Array:
+    """Reversible maximum-likelihood matrix of connected counts (n, n).
+
+    Its iteration is as slow as the chain: where a barrier was crossed a few times in very many steps it does
+    not arrive, and the matrix of plain frequencies is taken, which needs no iteration.
+    """
+    from deeptime.util.exceptions import NotConvergedWarning  # type: ignore[import-untyped, unused-ignore]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotConvergedWarning)
+        try:
+            found = _deeptime().tools.estimation.transition_matrix(counts, reversible=True)
+        except NotConvergedWarning:
+            found = counts / counts.sum(1, keepdims=True)
+    return np.asarray(found, dtype=np.float64)
+
+
 def _reversible(counts: Array) -> Array:
-    transition_matrix = _deeptime().tools.estimation.transition_matrix
-    return np.stack([np.asarray(transition_matrix(c, reversible=True)) for c in counts])
+    return np.stack([_transition_matrix(c) for c in counts])
 
 
 def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Speed of a propagator against OpenMM on the same cores, in the same run.
 
     python -m training.benchmarks.wallclock sd-alanine-dipeptide
-    python -m training.benchmarks.wallclock FOLDER --seconds 20 --rounds 3 --record
+    python -m training.benchmarks.wallclock FOLDER [FOLDER ...] --seconds 20 --rounds 3 --record
 
 MD is at its strongest fair setting, that of the reference MD: 4 fs with heavy hydrogens, rigid water, and
 no output.  **One walker** is compared with one MD process on one or on two threads, whichever is faster;
@@ -36,32 +36,38 @@ FRAME_PS = 0.2
 
 @dataclass(frozen=True)
 class Case:
-    """Some processes that work at the same time; ``arguments`` of each."""
+    """Some processes that work at the same time; ``arguments`` of each, ``pinned`` to a core each."""
 
     name: str
     kind: str
     arguments: tuple[str, ...]
     processes: int = 1
+    checkpoint: str = ""
+    pinned: bool = False
 
 
-def cases(checkpoint: str, walkers: int, platform: str) -> list[Case]:
-    """All that is measured."""
+def cases(checkpoints: Sequence[str], walkers: int, platform: str) -> list[Case]:
+    """All that is measured: MD once, rollouts of each checkpoint."""
 
     def md(box: float, threads: int) -> tuple[str, ...]:
         return ("md", "--box", str(box), "--threads", str(threads), "--platform", platform)
 
-    def rollout(n: int, threads: int) -> tuple[str, ...]:
-        return ("rollout", checkpoint, "--walkers", str(n), "--threads", str(threads))
+    def rollout(checkpoint: str, n: int, threads: int) -> Case:
+        what = f"rollout, {n} walker{'s' * (n > 1)}, {threads} thread{'s' * (threads > 1)}"
+        arguments = ("rollout", checkpoint, "--walkers", str(n), "--threads", str(threads))
+        return Case(what, "one" if n == 1 else "all", arguments, checkpoint=checkpoint)
 
     return [
-        Case("MD, 2.1 nm, one process, 1 thread", "md one", md(2.1, 1)),
+        Case("MD, 2.1 nm, one process, 1 thread", "md one", md(2.1, 1), pinned=True),
         Case("MD, 2.1 nm, one process, 2 threads", "md one", md(2.1, 2)),
-        Case("MD, 2.1 nm, two processes", "md all", md(2.1, 1), 2),
+        Case("MD, 2.1 nm, two processes", "md all", md(2.1, 1), 2, pinned=True),
         Case("MD, 4.9 nm, one process, 2 threads", "large one", md(4.9, 2)),
-        Case("MD, 4.9 nm, two processes", "large all", md(4.9, 1), 2),
-        Case("rollout, 1 walker, 1 thread", "one", rollout(1, 1)),
-        Case(f"rollout, {walkers} walkers, 1 thread", "all", rollout(walkers, 1)),
-        Case(f"rollout, {walkers} walkers, 2 threads", "all", rollout(walkers, 2)),
+        Case("MD, 4.9 nm, two processes", "large all", md(4.9, 1), 2, pinned=True),
+        *(
+            rollout(checkpoint, n, threads)
+            for checkpoint in checkpoints
+            for n, threads in ((1, 1), (walkers, 1), (walkers, 2))
+        ),
     ]
 
 
@@ -75,8 +81,14 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", WORKER, *case.arguments, "--seconds", str(seconds)]
     pipe = subprocess.PIPE
     running = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        for _ in range(case.processes)
+        subprocess.Popen(
+            [*command, *(["--core", str(number)] if case.pinned else [])],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for number in range(case.processes)
     ]
     try:
         for each in running:
@@ -156,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="name or folder")
+    parser.add_argument("checkpoints", nargs="+", help="names or folders")
     parser.add_argument("--walkers", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -171,31 +183,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.record and not Path(args.checkpoint).is_dir():
-        raise ZooError(f"--record needs the folder of a checkpoint, {args.checkpoint} is none")
-    every = cases(args.checkpoint, args.walkers, args.platform)
-    speeds: dict[str, list[float]] = {case.name: [] for case in every}
-    facts: dict[str, dict[str, Any]] = {}
+    if args.walkers < 2 or args.rounds < 1 or not args.seconds > 0:
+        raise ZooError("give at least 2 walkers, 1 round and some seconds")
+    if args.record and (names := [each for each in args.checkpoints if not Path(each).is_dir()]):
+        raise ZooError(f"--record needs the folder of a checkpoint, {names[0]} is none")
+    every = cases(args.checkpoints, args.walkers, args.platform)
+    speeds: dict[Case, list[float]] = {case: [] for case in every}
+    facts: dict[Case, dict[str, Any]] = {}
     for number in range(args.rounds):
         for case in every:
             found = measure(case, args.seconds)
-            speeds[case.name].append(found.pop("ps_per_second"))
-            facts[case.name] = found
-            print(f"round {number + 1}  {case.name}: {speeds[case.name][-1]:.4g} ps/s", flush=True)
-    rows = [{**row, **facts[row["case"]]} for row in summary([(case, speeds[case.name]) for case in every])]
+            speeds[case].append(found.pop("ps_per_second"))
+            facts[case] = found
+            where = f"{case.checkpoint}: " if case.checkpoint else ""
+            print(f"round {number + 1}  {where}{case.name}: {speeds[case][-1]:.4g} ps/s", flush=True)
+    for checkpoint in args.checkpoints:
+        mine = [case for case in every if case.checkpoint in ("", checkpoint)]
+        rows = summary([(case, speeds[case]) for case in mine])
+        _tell(args, checkpoint, [{**row, **facts[case]} for case, row in zip(mine, rows, strict=True)])
+    return 0
+
+
+def _tell(args: argparse.Namespace, checkpoint: str, rows: Sequence[dict[str, Any]]) -> None:
+    print(checkpoint)
     for row in rows:
         line = f"{row['case']}: {row['ps_per_second']:.4g} ps/s ({row['lowest']:.4g} to {row['highest']:.4g})"
         if "times_md" in row:
             line += f"  {row['times_md']:.0f} x MD, {row['times_md_large_box']:.0f} x MD in the large box"
         print(line)
-    extra = costs(args.checkpoint, rows)
+    extra = costs(checkpoint, rows)
     for key, value in extra.items():
         print(f"{key}: {value if value is None else format(value, '.3g')}")
     if args.record:
         options = f"--walkers {args.walkers} --seconds {args.seconds:g} --rounds {args.rounds}"
         command = f"python -m training.benchmarks.wallclock FOLDER {options}"
-        record(args.checkpoint, "wallclock", rows, command=command, seed=0, extra=extra)
-    return 0
+        record(checkpoint, "wallclock", rows, command=command, seed=0, extra=extra)
 
 
 if __name__ == "__main__":
