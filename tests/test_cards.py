@@ -127,8 +127,21 @@ def test_templates_hold_no_measured_number(record: registry.Record) -> None:
     prose = re.sub(r"\{\{.*?\}\}|```.*?```", "", text, flags=re.DOTALL)
     assert re.findall(r"\d[\d.]*\s*(?:%|µs|MiB|GiB|minutes|atoms)", prose) == []
     assert text.startswith("---\n")
-    for promised in ("**For**", "**Not for**", "## Training", "## Where it fails", "## Cite", "## Changes"):
-        assert promised in text
+    for promised in (
+        "license: {{ record.license }}", "library_name: score-zoo", "tags:", "{{ model-index:",
+        "## Use", "from_pretrained", "**For**", "**Not for**", "## Training", "{{ training.command }}",
+        "{{ table: ", "## Speed", "## Where it fails", "## Cite", "2212.02421", "2310.01678", "## Changes",
+    ):  # fmt: skip
+        assert promised in text, promised
+    if record.kind == "score-dynamics":
+        for promised in (
+            "{{ config.forcefield }}",
+            "{{ config.lag_time",
+            "300 K",
+            "reference_md",
+            "interval",
+        ):
+            assert promised in text, promised
     assert f"**{record.version}**" in text, "the changes do not mention this version"
 
 
@@ -140,6 +153,28 @@ def test_the_bundled_card_is_up_to_date(record: registry.Record) -> None:
     command = f"run `python -m training.cards {record.name}`"
     assert (folder / "README.md").read_text(encoding="utf-8") == cards.card(record.name), command
     assert (cards.ROOT / "README.md").read_text(encoding="utf-8") == cards.readme(), command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", [r for r in registry.records() if r.bundled], ids=lambda r: r.name)
+def test_the_results_that_the_hub_shows_are_those_of_the_metrics(record: registry.Record) -> None:
+    from huggingface_hub import ModelCard
+
+    folder = registry.bundled_folder(record)
+    data: Any = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.library_name, data.model_name) == (record.license, "score-zoo", record.name)
+    sections = read_metrics(folder)["sections"]
+    if record.kind == "denoiser":
+        rows = [row for row in sections["dc3"]["results"] if row["state"] == "Tm"]
+        measured = [100 * row["denoised"] for row in rows]
+        words = [row["material"] for row in rows]
+    else:
+        rows = sections["propagation"]["results"]
+        measured = [row["ratio"] for row in rows]
+        words = [f"{row['time_ps']:g} ps" for row in rows]
+    assert [result.metric_value for result in data.eval_results] == pytest.approx(measured, abs=1e-6)
+    for word, result in zip(words, data.eval_results, strict=True):
+        assert word in result.dataset_name
 
 
 @pytest.fixture

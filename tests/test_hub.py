@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -263,7 +265,8 @@ def test_without_network_it_fails_at_once_and_says_what_to_run(
 ) -> None:
     message, seconds = client.python(pin("a" * 40, files) + TIMED, name, **variables).stdout.splitlines()
     assert f"run `zoo fetch {name}` on a machine with network and copy its HF_HOME here" in message
-    assert float(seconds) < 1.0
+    # Left to itself the client tries for 23 s; how fast it really is, training.benchmarks.loading tells.
+    assert float(seconds) < 10
 
 
 @pytest.mark.slow
@@ -465,11 +468,11 @@ def test_a_damaged_file_in_the_cache_is_never_used(
     assert whole(client.fetched(name), files)
 
 
-# -- how fast --------------------------------------------------------------------------------
+# -- without more than is needed -------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_warm_load_by_name_takes_less_than_a_second_and_no_request(hub: HubServer, client: Client) -> None:
+def test_a_warm_load_by_name_makes_no_request(hub: HubServer, client: Client) -> None:
     record = registry.find("denoiser-elements")
     released = {path.name: path.read_bytes() for path in registry.bundled_folder(record).iterdir()}
     commit = hub.put(record.repo, released, tag=f"v{record.version}")
@@ -477,14 +480,35 @@ def test_a_warm_load_by_name_takes_less_than_a_second_and_no_request(hub: HubSer
     client.fetched(record.name, prelude=prelude)
     hub.log.clear()
     code = (
-        "import torch, time; started = time.perf_counter()\n"
-        + prelude
-        + "from zoo import Denoiser\n"
-        + f"Denoiser.from_pretrained({record.name!r}); print(time.perf_counter() - started)"
+        f"{prelude}\nfrom zoo import Denoiser\nfrom zoo.hub import locate\n"
+        f"Denoiser.from_pretrained({record.name!r}); print(locate({record.name!r}).commit)"
     )
-    seconds = min(float(client.python(code).stdout) for _ in range(3))
+    done = client.python(code)
+    assert done.stdout.strip() == commit, done.stderr
     assert hub.log == []
-    assert seconds < 1.0
+
+
+@pytest.mark.slow
+def test_a_pickle_in_place_of_the_weights_is_never_opened(
+    hub: HubServer, client: Client, files: dict[str, bytes]
+) -> None:
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (client.home / "ran",))
+
+    planted = pickle.dumps(Planted())
+    config = json.loads(files["config.json"])
+    config["weights_sha256"] = hashlib.sha256(planted).hexdigest()
+    changes = {"config.json": json.dumps(config).encode(), "model.safetensors": planted}
+    hub.put("someone/evil", {**files, **changes, "pytorch_model.bin": planted}, tag="v1.0.0")
+    code = (
+        "from zoo import Denoiser, CheckpointError\n"
+        "try: Denoiser.from_pretrained('someone/evil@v1.0.0')\n"
+        "except CheckpointError as error: print(error)"
+    )
+    assert "is not a readable safetensors file" in client.python(code).stdout
+    assert hub.requests("bin") == []
+    assert not (client.home / "ran").exists()
 
 
 def test_the_client_is_not_imported_before_it_is_needed(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import pytest
 from tests.hub_client import NOWHERE, PIN, Client, failure
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 from training import pin
-from zoo import publish_command, publishing, registry
+from zoo import publish_command, publishing, registry, train_command
+from zoo.checkpoint import write_text
 from zoo.cli import main
 from zoo.errors import CheckpointError
+from zoo.hub_errors import HubError
 from zoo.publishing import PublishError, plan
 
 NAME = "denoiser-elements"
@@ -112,6 +114,31 @@ def test_a_card_and_metrics_that_disagree_are_refused(folder: Path, quick: None)
     assert value is not None
     card.write_text(text.replace(f"value: {value[1]}", "value: 99.4321"))
     assert "= 99.4321, which is not in metrics.json: render the card again" in refused(folder)
+
+
+def test_results_that_are_exchanged_are_refused(folder: Path, quick: None) -> None:
+    rows = [{"material": name, "denoised": value} for name, value in (("Al", 0.991), ("Ti", 0.982))]
+
+    def measured(data: Any) -> None:
+        data["sections"]["dc3"]["results"] = rows
+
+    edit(folder / "metrics.json", measured)
+    card = folder / "README.md"
+    prose = card.read_text().split("\n---\n", 1)[1]
+
+    def claim(**values: float) -> None:
+        results = "".join(
+            f"  - task: {{type: other}}\n    dataset: {{type: dc3, name: 'Melting {name}, 10 ps'}}\n"
+            f"    metrics: [{{type: accuracy, value: {value}}}]\n"
+            for name, value in values.items()
+        )
+        head = "---\nlicense: mit\nlibrary_name: score-zoo\ntags: [a]\nmodel-index:\n- name: x\n  results:\n"
+        card.write_text(f"{head}{results}---\n{prose}")
+
+    claim(Al=99.1, Ti=0.982)
+    plan(folder, "me/mine", "1.0.0")
+    claim(Al=98.2, Ti=99.1)
+    assert "accuracy of Melting Al, 10 ps = 98.2, which metrics.json has of something else" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +312,21 @@ def test_a_new_version_keeps_the_old_one(hub: HubServer, client: Client, folder:
 
 
 @pytest.mark.slow
+def test_of_two_at_once_one_publishes(hub: HubServer, client: Client, folder: Path) -> None:
+    hub.put("me/mine", {".gitattributes": b"\n"})
+    hub.fail("POST .*/preupload", "slow", delay=0.5, times=2)
+    code = f"{TRUSTED}\nimport sys\nfrom zoo.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ("publish", str(folder), "--repo", "me/mine", "--version", "1.0.0")
+    both = [client.start(code, *command) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], said
+    found = hub.repositories["me/mine"]
+    tagged = found.find("v1.0.0")
+    assert tagged is not None and [commit.title for commit in found.commits].count("tiny 1.0.0") == 1
+    assert tagged.files.keys() == {path.name for path in folder.iterdir()} | {".gitattributes"}
+
+
+@pytest.mark.slow
 def test_rights_and_network(hub: HubServer, client: Client, folder: Path) -> None:
     command = ("publish", str(folder), "--repo", "me/mine", "--version", "1.0.0")
     for token, hint in (
@@ -350,27 +392,87 @@ def test_a_released_card_must_be_what_its_template_gives(
     )
 
 
-def test_train_runs_the_recipe_and_publishes_what_it_wrote(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
-) -> None:
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[list[str]]:
+    """The commands of recipes that ran; each writes the checkpoint again, unless it is told to stop."""
     ran: list[list[str]] = []
-    published: list[tuple[Any, ...]] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         ran.append(command[1:])
-        return subprocess.CompletedProcess(command, 3 if "--fail" in command else 0)
+        if "--stop-after" not in command:
+            write_text(folder / "config.json", (folder / "config.json").read_text())
+        status = next((int(word) for word in command if word.startswith("-") and word[1:].isdigit()), 0)
+        return subprocess.CompletedProcess(command, 3 if "--fail" in command else status)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(publish_command, "_publish", lambda *what, **how: published.append(what))
+    monkeypatch.setattr(publishing, "look", lambda repo: publishing.State(None, {}))
+    return ran
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(publish_command, "_publish", lambda *what, **how: found.append(what))
+    return found
+
+
+def test_train_runs_the_recipe(recipe: list[list[str]], published: list[tuple[Any, ...]]) -> None:
     assert main(["train", NAME, "--workers", "2"]) == 0
-    assert ran == [["-m", "training.denoiser_elements", "--workers", "2", "--out", f"build/{NAME}"]]
+    assert recipe == [["-m", "training.denoiser_elements", "--workers", "2", "--out", f"build/{NAME}"]]
     assert published == []
-    assert main(["train", NAME, "--out", str(folder), "--publish", "me/mine"]) == 0
-    assert published == [(folder, "me/mine", "1.0.0")]
     assert main(["train", NAME, "--publish", "me/mine", "--fail"]) == 3
-    assert len(published) == 1
-    monkeypatch.setattr(publish_command, "_ROOT", tmp_path)
+    assert main(["train", NAME, "--publish", "me/mine", "-9"]) == 137, "killed"
+    assert published == []
+
+
+@pytest.mark.parametrize("form", ["--out {}", "--out={}", "--out elsewhere --out {}"])
+def test_train_publishes_what_the_recipe_wrote(
+    recipe: list[list[str]], published: list[tuple[Any, ...]], folder: Path, form: str
+) -> None:
+    where = form.format(folder).split(" ")
+    assert main(["train", NAME, *where, "--publish", "me/mine"]) == 0
+    assert recipe == [["-m", "training.denoiser_elements", *where]]
+    assert published == [(folder, "me/mine", "1.0.0")]
+
+
+def test_train_does_not_publish_what_was_there_before(
+    recipe: list[list[str]],
+    published: list[tuple[Any, ...]],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", NAME, "--out", str(folder), "--publish", "me/mine", "--stop-after", "5"]) == 1
+    assert f"the recipe did not write {folder}: run it to its end" in capsys.readouterr().err
+    assert published == []
+
+
+def test_train_asks_before_the_training_and_says_where_the_checkpoint_is(
+    recipe: list[list[str]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def unreachable(*what: Any, **how: Any) -> None:
+        raise HubError("the Hub cannot be reached: try again")
+
+    monkeypatch.setattr(publish_command, "_publish", unreachable)
+    assert main(["train", NAME, "--out", str(folder), "--publish", "me/mine"]) == 1
+    assert f"publish it with: zoo publish {folder} --repo me/mine --version 1.0.0" in capsys.readouterr().err
+    recipe.clear()
+    assert main(["train", NAME, "--out", str(folder), "--publish", "mine"]) == 1
+    assert "write OWNER/NAME" in capsys.readouterr().err
+    monkeypatch.setattr(publishing, "look", unreachable)
+    assert main(["train", NAME, "--out", str(folder), "--publish", "me/mine"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    assert recipe == []
+
+
+def test_train_without_the_source_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "_ROOT", tmp_path)
     assert main(["train", NAME]) == 1
+    assert "clone it, install it with `pip install -e .[train]`" in capsys.readouterr().err
 
 
 def test_pin_takes_the_commit(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from zoo import registry
 from zoo.checkpoint import CONFIG, KINDS, load
 from zoo.errors import UnknownCheckpointError
 from zoo.registry import Record, bundled_folder, find, records
+from zoo.score_dynamics import ScoreDynamicsConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = Record(
@@ -80,6 +83,26 @@ def test_the_bundled_folder_is_the_one_the_record_pins(record: Record) -> None:
     config = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
     stale = [name for name, part in found.metrics["sections"].items() if part["config_sha256"] != config]
     assert stale == [], "these sections were measured with another config"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", [r for r in records() if r.bundled], ids=lambda record: record.name)
+def test_the_recipe_is_the_one_that_makes_this_checkpoint(record: Record) -> None:
+    found = load(bundled_folder(record))
+    assert found.metrics["sections"]["training"]["command"].split(" --")[0] == record.recipe
+    module = importlib.import_module(record.recipe.removeprefix("python -m "))
+    if record.kind == "denoiser":
+        made = {"name": module.NAME, "version": module.VERSION, "lattices": list(module.LATTICES)}
+        made |= {"architecture": module.MomentsConfig().to_dict()}
+    else:
+        recipe = module.RECIPE
+        assert recipe.module == module.__name__
+        keys = ("name", "version", "forcefield", "backbone", "architecture", "lag_time")
+        made = {key: getattr(recipe, key) for key in keys}
+        sampler = ("sigma_min", "sigma_max", "n_levels", "rho", "solver", "batch_slots")
+        made |= {each.name: each.default for each in fields(ScoreDynamicsConfig) if each.name in sampler}
+        made |= {"molecule": recipe.molecule().to_json(), **recipe.sampler}
+    assert {key: found.config[key] for key in made} == made
 
 
 def test_find_takes_whole_names_only(several: None) -> None:

@@ -468,7 +468,7 @@ def train(
       zoo train denoiser-elements --workers 8
       zoo train sd-alanine-dipeptide-cg --data md
     """
-    from zoo.publish_command import train as run
+    from zoo.train_command import train as run
 
     raise typer.Exit(run(recipe, arguments or [], repo=repo, console=_console()))
 

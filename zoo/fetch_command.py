@@ -92,4 +92,5 @@ def size(n_bytes: int) -> str:
 
 def _range(values: tuple[float, ...]) -> str:
     low, high = min(values), max(values)
-    return f"{low:g}" if len(values) == 1 else f"{low:g} to {high:g} ({len(values)} results)"
+    shown = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return shown if len(values) == 1 else f"{shown} ({len(values)} results)"

@@ -409,15 +409,26 @@ def has_checksum(content: bytes, expected: str) -> bool:
 
 
 def _damaged(wanted: _Wanted, path: Path, fresh: bool) -> CheckpointError:
-    blob = path.parent / path.readlink() if path.is_symlink() else path
+    blob = path.resolve()
     if fresh:  # or it would be found again; nobody has used it yet
-        path.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
+        _discard(path)
         return HubError(f"{wanted.name}: {path.name} arrived damaged and was not kept: try again")
     return DamagedCheckpointError(
-        f"{path} is not what the Hub has: `zoo fetch --force {wanted.name}` replaces it, or delete "
-        f"{blob.resolve()}"
+        f"{path} is not what the Hub has: `zoo fetch --force {wanted.name}` replaces it, or delete {blob}"
     )
+
+
+def _discard(path: Path) -> None:
+    """Remove a file of the cache with all it links to, down to the bytes.
+
+    The client's cache may have a link to a link: from the snapshot to the repository's blob, and from there
+    to a store that repositories share.  Whatever else links there has the same wrong bytes.
+    """
+    while path.is_symlink():
+        following = path.parent / path.readlink()
+        path.unlink(missing_ok=True)
+        path = following
+    path.unlink(missing_ok=True)
 
 
 # -- what the Hub has ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR,
+    errno.ENOENT,
 }  # fmt: skip
+# Large files go through a part of the client that tells its errors as text only.
+_SYSTEM_ERROR = re.compile(r"([^:]+) \(os error (\d+)\)")
+_STORAGE_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 
 
 class HubError(CheckpointError):
@@ -66,7 +71,7 @@ def _explain(error: BaseException, repo: str, revision: str, name: str, here: bo
             )
         if isinstance(cause, errors.RevisionNotFoundError):
             return HubError(
-                f"{repo} has no revision {revision} on the Hub: check the version with `zoo list --hub`"
+                f"{repo} has no revision {revision} on the Hub: see what {constants.ENDPOINT}/{repo} has"
             )
         if isinstance(cause, errors.HfHubHTTPError):
             return _explain_status(cause, repo, name, here)
@@ -79,6 +84,15 @@ def _explain(error: BaseException, repo: str, revision: str, name: str, here: bo
         if isinstance(cause, OSError) and "Consistency check failed" in str(cause):
             return HubError(f"the download of {name} was cut short and nothing of it was kept: try again")
     reason = " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
+    if (system := _SYSTEM_ERROR.search(reason)) and int(system[2]) in _DISK:
+        return HubError(
+            f"cannot write {name} to the caches {constants.HF_HUB_CACHE} and {constants.HF_XET_CACHE} "
+            f"({system[1].strip()}): free some space, or set HF_HOME to a folder that can be written"
+        )
+    if refused := _STORAGE_STATUS.search(reason):
+        return _of_status(int(refused[1]), name) or HubError(
+            f"the Hub's storage refuses {name} ({refused[1]}): try again in a minute"
+        )
     missing = f"{name} is not on this machine, and" if here else f"{name}:"
     remedy = (
         f", or run `zoo fetch {name}` on a machine with network and copy its HF_HOME here" if here else ""
@@ -107,6 +121,13 @@ def _explain_status(error: HfHubHTTPError, repo: str, name: str, here: bool) -> 
             f"there is no repository {repo} on the Hub ({constants.ENDPOINT}), or you may not see it: check "
             "the name, or log in with `hf auth login`"
         )
+    reason = " ".join(str(error.server_message or error).split())
+    return _of_status(status, name) or HubError(f"the Hub refuses {name} ({status}): {reason}")
+
+
+def _of_status(status: int, name: str) -> HubError | None:
+    from huggingface_hub import constants
+
     if status == 403:
         return HubError(
             f"the token has no right to do this with {name}: make one that has, then `hf auth login`"
@@ -119,8 +140,7 @@ def _explain_status(error: HfHubHTTPError, repo: str, name: str, here: bool) -> 
         return HubError(
             f"the Hub at {constants.ENDPOINT} has a fault ({status}) with {name}: try again in a minute"
         )
-    reason = " ".join(str(error.server_message or error).split())
-    return HubError(f"the Hub refuses {name} ({status}): {reason}")
+    return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,24 +1,21 @@
-"""What `zoo publish` and `zoo train` do: from a folder, or from a recipe, to a version on the Hub."""
+"""What `zoo publish` does: from a folder to a version on the Hub."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from zoo.errors import CheckpointError, ZooError
+from zoo.train_command import environment, recipe_file
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from zoo.publishing import Plan
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def publish(
@@ -86,10 +83,10 @@ def _publish_all(*, dry_run: bool, private: bool, console: Console) -> int:
 
 def _check_rendered(name: str) -> None:
     """In a working copy the card of a released checkpoint must be what its template gives now."""
-    if not _recipe_file("cards").is_file():
+    if not recipe_file("cards").is_file():
         return
     command = [sys.executable, "-m", "training.cards", name, "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if done.returncode != 0:
         reason = " ".join((done.stdout + done.stderr).split())
         raise CheckpointError(f"{name}: {reason}; run `python -m training.cards {name}` and look at it")
@@ -107,45 +104,6 @@ def _show(wanted: Plan, console: Console) -> None:
     if state.head is None:
         _say(console, f"would create the repository {wanted.repo}")
     _say(console, f"would commit these files to {wanted.repo} and tag the commit {wanted.tag}")
-
-
-def train(recipe: str, arguments: Sequence[str], *, repo: str | None, console: Console) -> int:
-    """Run a training recipe, and publish what it wrote if asked; returns the exit status.
-
-    Raises
-    ------
-    ZooError : recipes are not installed, or there is no such recipe.
-    """
-    module = recipe.replace("-", "_")
-    if not _recipe_file("cards").is_file():
-        raise ZooError(
-            "training recipes are in the source repository, not in the package: clone it, install it with "
-            "`pip install -e .[train]`, and try again"
-        )
-    if not module.isidentifier() or not _recipe_file(module).is_file():
-        raise ZooError(f"there is no recipe {recipe!r}: it is the name of a checkpoint, see `zoo list`")
-    out = Path("build") / recipe
-    given = list(arguments) if "--out" in arguments else [*arguments, "--out", str(out)]
-    command = [sys.executable, "-m", f"training.{module}", *given]
-    status = subprocess.run(command, check=False, env=_environment()).returncode
-    if status != 0 or repo is None:
-        return status
-    folder = Path(given[given.index("--out") + 1])
-    from zoo import checkpoint
-
-    version = checkpoint.read_config(folder)["version"]
-    _publish(folder, repo, version, dry_run=False, private=False, console=console)
-    return 0
-
-
-def _recipe_file(module: str) -> Path:
-    return _ROOT / "training" / f"{module}.py"
-
-
-def _environment() -> dict[str, str]:
-    """For a process that runs the recipes of this working copy, wherever it is started."""
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def _say(console: Console, line: str) -> None:

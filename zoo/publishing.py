@@ -82,8 +82,7 @@ def plan(folder: Path, repo: str, version: str) -> Plan:
         CheckpointError: the folder cannot be loaded, or its model gives no finite result.
     """
     version = version.removeprefix("v")
-    if not _REPO.fullmatch(repo):
-        raise PublishError(f"{repo!r} is not a repository: write OWNER/NAME")
+    check_repository(repo)
     if not _VERSION.fullmatch(version):
         raise PublishError(f"{version!r} is not a version: write X.Y.Z")
     stored = checkpoint.load(folder)
@@ -105,6 +104,12 @@ def plan(folder: Path, repo: str, version: str) -> Plan:
     check_card(stored)
     check_inference(folder, config["kind"])
     return Plan(folder, repo, version, files, config["name"], config["kind"])
+
+
+def check_repository(repo: str) -> None:
+    """Raise PublishError unless this has the form of a repository's name."""
+    if not _REPO.fullmatch(repo):
+        raise PublishError(f"{repo!r} is not a repository: write OWNER/NAME")
 
 
 _NEEDED = {
@@ -161,13 +166,50 @@ def check_card(stored: Checkpoint) -> None:
     for what, text in (("name", stored.config["name"]), ("version", stored.config["version"])):
         if text not in prose:
             raise PublishError(f"{where} does not mention the {what} {text}: bring the card up to date")
-    numbers = [value * factor for value in _numbers(stored.metrics) for factor in _FACTORS]
-    for label, value in _results(metadata.get("model-index"), where):
-        # Cards round to six decimals.
-        if not any(math.isclose(value, each, rel_tol=1e-5, abs_tol=1e-6) for each in numbers):
+    for label, dataset, value in _results(metadata.get("model-index"), where):
+        if not any(_same(value, number) for number in _numbers(stored.metrics)):
             raise PublishError(
                 f"{where} claims {label} = {value:g}, which is not in {METRICS}: render the card again"
             )
+        if not _is_of(value, dataset, stored.metrics["sections"]):
+            raise PublishError(
+                f"{where} claims {label} = {value:g}, which {METRICS} has of something else: render the card "
+                "again"
+            )
+
+
+def _same(shown: float, number: float) -> bool:
+    """Whether a card that shows this means that number; it rounds to six decimals, maybe of per cent."""
+    return any(math.isclose(shown, number * factor, rel_tol=1e-5, abs_tol=1e-6) for factor in _FACTORS)
+
+
+def _is_of(value: float, dataset: str, sections: Mapping[str, Any]) -> bool:
+    """Whether a section has this number in a row that the dataset's name describes as well as any other.
+
+    Which row was meant is not written in a card; what is exchanged between two materials shows nevertheless.
+    """
+    found = False
+    for section in sections.values():
+        rows = section.get("results", [])
+        rows = [row for row in (rows if isinstance(rows, list) else [rows]) if isinstance(row, dict)]
+        fits = [_described(row, dataset) for row in rows]
+        holders = [
+            fit for fit, row in zip(fits, rows, strict=True) if any(_same(value, n) for n in _numbers(row))
+        ]
+        if holders and max(holders) == max(fits):
+            return True
+        found = found or bool(holders)
+    return not found  # it is not in any row, but beside them
+
+
+def _described(row: Mapping[str, Any], dataset: str) -> int:
+    """How many of the row's values the name mentions."""
+    shown = (f"{each:g}" if isinstance(each, int | float) else each for each in row.values())
+    return sum(
+        bool(re.search(rf"(?<![\w.]){re.escape(each)}(?!\w)", dataset))
+        for each in shown
+        if isinstance(each, str) and each
+    )
 
 
 def front_matter(card: str, where: Path) -> dict[str, Any]:
@@ -192,13 +234,15 @@ def front_matter(card: str, where: Path) -> dict[str, Any]:
     return data
 
 
-def _results(index: Any, where: Path) -> Iterator[tuple[str, float]]:
+def _results(index: Any, where: Path) -> Iterator[tuple[str, str, float]]:
+    """What each result of a model-index is called, the name of its dataset, and its value."""
     try:
         for model in index or []:
             for result in model["results"]:
                 for metric in result["metrics"]:
-                    label = f"{metric.get('name', metric['type'])} of {result['dataset']['name']}"
-                    yield label, float(metric["value"])
+                    dataset = str(result["dataset"]["name"])
+                    label = f"{metric.get('name', metric['type'])} of {dataset}"
+                    yield label, dataset, float(metric["value"])
     except (TypeError, KeyError, ValueError, AttributeError):
         raise PublishError(f"{where}: the model-index does not have the form that the Hub reads") from None
 
