@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 import zoo
+from training.reference_md.mixing import mix_geometrically
 from training.reference_md.segments import (
     FRAME_INTERVAL,
     TOPOLOGY,
@@ -77,6 +78,7 @@ class Protocol:
         return {
             "system": system.name,
             "force_field": list(system.force_field),
+            **({"mixing": "geometric"} if system.geometric_mixing else {}),
             "electrostatics": f"PME, {self.cutoff} nm cutoff" if self.solvated else "no cutoff",
             "constraints": "bonds with hydrogen, rigid water",
             "hydrogen_mass_amu": self.hydrogen_mass,
@@ -140,7 +142,7 @@ class Generator:
         self._bonds = [(a.index, b.index) for a, b in pdb.topology.bonds()]
         self._names = [f"{a.residue.name}:{a.name}" for a in pdb.topology.atoms()]
         self._torsions = [atom_indices(t, self._names) for t in self.system.torsions.values()]
-        files = [self.system.pdb_path.parent / name for name in self.system.force_field]
+        files = [Path(__file__).parent / name for name in self.system.force_field]
         self._force_field = app.ForceField(
             *(str(f) if f.exists() else name for f, name in zip(files, self.system.force_field, strict=True))
         )
@@ -263,7 +265,7 @@ class Generator:
     def openmm_system(self, topology: Any) -> Any:
         """An ``openmm.System`` of the force field for production; no barostat, no restraint."""
         p = self.protocol
-        return self._force_field.createSystem(
+        system = self._force_field.createSystem(
             topology,
             nonbondedMethod=app.PME if p.solvated else app.NoCutoff,
             nonbondedCutoff=p.cutoff * unit.nanometer,
@@ -271,6 +273,9 @@ class Generator:
             rigidWater=True,
             hydrogenMass=p.hydrogen_mass * unit.amu,
         )
+        if self.system.geometric_mixing:
+            mix_geometrically(system, self._n_solute)
+        return system
 
     def solvated_topology(self, n_atoms: int, box: float) -> Any:
         """The solute followed by water up to ``n_atoms``, as `openmm.app.Modeller` orders it."""

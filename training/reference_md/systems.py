@@ -52,6 +52,8 @@ class MolecularSystem:
         trans: torsions that must stay within 90 degrees of 180 (peptide bonds).
         windows: angles of the first torsion at which shots are released, see `shots`.
         window_step: degrees between the angles of the second torsion.
+        geometric_mixing: whether Lennard-Jones sigmas of unlike atoms are geometric means (OPLS), not
+            arithmetic ones, see `mixing`.
     """
 
     name: str
@@ -66,11 +68,12 @@ class MolecularSystem:
     trans: tuple[tuple[str, str, str, str], ...] = ()
     windows: tuple[float, ...] = ()
     window_step: int = 30
+    geometric_mixing: bool = False
 
     @property
     def pdb_path(self) -> Path:
         """The starting structure's file."""
-        return Path(__file__).with_name(self.pdb)
+        return Path(__file__).parent / self.pdb
 
     def basin(self, segment: int) -> Basin:
         """The basin of a segment: rounds of all ``basins``, a few ``barriers`` after each."""
@@ -131,4 +134,40 @@ ALANINE_DIPEPTIDE = MolecularSystem(
     windows=(120, 0, 100, 20, 135, -15, 85, 35, 110, 10, 150, -30),
 )
 
-SYSTEMS: dict[str, MolecularSystem] = {system.name: system for system in (ALANINE_DIPEPTIDE,)}
+
+def alkane(name: str, residue: str, n_carbons: int) -> MolecularSystem:
+    """An unbranched alkane in water, OPLS-AA and TIP3P; starts all trans or with one gauche torsion."""
+    torsions = {
+        f"C{k}-C{k + 1}-C{k + 2}-C{k + 3}": (
+            f"{residue}:C{k}", f"{residue}:C{k + 1}", f"{residue}:C{k + 2}", f"{residue}:C{k + 3}"
+        )
+        for k in range(1, n_carbons - 2)
+    }  # fmt: skip
+    basins = [Basin("all trans", (180.0,) * len(torsions))]
+    for place in range(len(torsions)):
+        for sign, angle in (("+", 65.0), ("-", -65.0)):
+            angles = [180.0] * len(torsions)
+            angles[place] = angle
+            basins.append(Basin(f"gauche{sign} at C{place + 2}-C{place + 3}", tuple(angles)))
+    return MolecularSystem(
+        name=name,
+        pdb=f"alkanes/{name}.pdb",
+        force_field=("alkanes/opls-aa.xml",),
+        torsions=torsions,
+        basins=tuple(basins),
+        box_edge=2.1 if n_carbons < 6 else 2.3,
+        geometric_mixing=True,
+    )
+
+
+ALKANES = (
+    alkane("ethane", "ETA", 2),
+    alkane("propane", "PRP", 3),
+    alkane("butane", "BUT", 4),
+    alkane("pentane", "PEN", 5),
+    alkane("hexane", "HEX", 6),
+    alkane("heptane", "HEP", 7),
+    alkane("octane", "OCT", 8),
+)
+
+SYSTEMS: dict[str, MolecularSystem] = {system.name: system for system in (ALANINE_DIPEPTIDE, *ALKANES)}
