@@ -58,6 +58,7 @@ def _root(
       zoo rollout NAME start.pdb -n 1000        let a molecule take picosecond steps
       zoo list                                  the released checkpoints
       zoo info denoiser-elements                what one is for, and how well it does
+      zoo space                                 all of this in a web page
       zoo fetch NAME                            download one for a machine without network
     """
 
@@ -489,6 +490,28 @@ def demo(
     from zoo.demo import run
 
     raise typer.Exit(run(output, console=_console()))
+
+
+@app.command()
+def space(
+    port: Annotated[int, typer.Option("-p", "--port", min=1, max=65535, help="Of the page.")] = 7860,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the web page: denoise crystals and roll molecules out in a browser, on this machine.
+
+    It needs the space extra (Gradio); it keeps no uploads and asks nothing of other machines.
+
+    \b
+    Examples:
+      zoo space
+      zoo space --port 8000
+    """
+    require_ovito()
+    from zoo.space_command import serve
+
+    serve(host, port)
 
 
 def require_ovito() -> None:
