@@ -17,7 +17,7 @@ def build(service: Service) -> None:
     limits = service.limits
 
     def denoise(
-        file: str | None,
+        file: str | None = None,
         example: str | None = None,
         checkpoint: str = AUTOMATIC,
         steps: float = 10,
@@ -55,7 +55,7 @@ def build(service: Service) -> None:
             yield summary, files
 
     def rollout(
-        file: str | None,
+        file: str | None = None,
         example: str | None = None,
         checkpoint: str = AUTOMATIC,
         steps: float = 500,

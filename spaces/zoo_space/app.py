@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def build(workers: Workers, limits: Limits, url: str = "https://HOST/") -> gr.Bl
                 gr.Markdown(
                     text.format(
                         url=url, denoise_limits=limits.of_denoising(), rollout_limits=limits.of_rollouts()
-                    )
+                    ),
+                    elem_id="api-text",
                 )
         api.build(service)
     page.queue(max_size=limits.queue, default_concurrency_limit=limits.workers)
@@ -131,13 +133,19 @@ def serving(
 
 
 def main(host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted or told to end.
+
+    Raises
+    ------
+    VisitorError : as `serving`.
+    """
+    over = threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: over.set())
     with serving(host, port) as url:
         print(f"zoo is at {url} (Ctrl-C stops it)", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
+        over.wait()
+    print("stopped", flush=True)
 
 
 def _gradio() -> tuple[Any, Any]:
@@ -153,6 +161,13 @@ def _gradio() -> tuple[Any, Any]:
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
         radius_size="md",
     ).set(button_primary_background_fill="#0072b2", button_primary_background_fill_hover="#005a8e",
-          button_primary_text_color="#ffffff", button_primary_background_fill_dark="#0072b2",
+          button_primary_text_color="#ffffff",
+        # Gradio's own are too pale to be read by everybody.
+        body_text_color_subdued="#475569",
+        body_text_color_subdued_dark="#a9b6c8",
+        block_info_text_color="#475569",
+        block_info_text_color_dark="#a9b6c8",
+        block_label_text_color="#334155",
+        block_label_text_color_dark="#cbd5e1", button_primary_background_fill_dark="#0072b2",
           button_primary_background_fill_hover_dark="#3394cc")  # fmt: skip
     return gr, theme

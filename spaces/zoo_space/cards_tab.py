@@ -45,9 +45,16 @@ def _checkpoint(record: Record) -> None:
     gr.HTML(f'<p class="zs-lead">{pieces.text(record.summary)}</p>' + pieces.facts(_facts(record, config)))
     with gr.Row():
         with gr.Column(min_width=300):
-            gr.Code(_PYTHON[record.kind].format(name=record.name), language="python", label="Python")
+            gr.Code(
+                _PYTHON[record.kind].format(name=record.name),
+                language="python",
+                label="Python",
+                wrap_lines=True,
+            )
         with gr.Column(min_width=300):
-            gr.Code(_SHELL[record.kind].format(name=record.name), language="shell", label="Shell")
+            gr.Code(
+                _SHELL[record.kind].format(name=record.name), language="shell", label="Shell", wrap_lines=True
+            )
     with gr.Accordion("Model card, with everything that was measured", open=True):
         gr.Markdown(without_front_matter((folder / checkpoint.CARD).read_text(encoding="utf-8")))
 

@@ -88,6 +88,7 @@ def build(service: Service) -> None:
             show_progress="minimal",
             show_progress_on=status,
             trigger_mode="once",
+            js=pieces.scroll_to("denoise-status"),
         )
         for button, example in [(run, None), *zip(buttons, (each.key for each in CRYSTALS), strict=True)]
     ]

@@ -63,7 +63,7 @@ def whole(value: object, name: str, least: int, most: int) -> int:
 
     Raises VisitorError.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise VisitorError(f"{name} must be a whole number from {least:,} to {most:,}, not {value!r}")
     if not least <= value <= most:
         raise VisitorError(f"{name} must be from {least:,} to {most:,}, not {int(value):,}")

@@ -102,3 +102,11 @@ def progress(share: float, text: str) -> str:
 def text(plain: str) -> str:
     """Plain text, safe in a page."""
     return escape(plain)
+
+
+def scroll_to(elem_id: str) -> str:
+    """JavaScript for an event: on a narrow screen, where results are below the form, go there."""
+    return (
+        "(...inputs) => { if (window.innerWidth < 700) "
+        f"document.getElementById('{elem_id}').scrollIntoView({{behavior: 'smooth'}}); return inputs; }}"
+    )

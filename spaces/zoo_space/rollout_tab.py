@@ -91,6 +91,7 @@ def build(service: Service) -> None:
             show_progress="minimal",
             show_progress_on=status,
             trigger_mode="once",
+            js=pieces.scroll_to("rollout-status"),
         )
         for button, example in [(run, None), *zip(buttons, (each.key for each in MOLECULES), strict=True)]
     ]

@@ -41,6 +41,11 @@ def safe_name(name: str) -> str:
     return cleaned[-80:].lstrip(".-") or "structure"
 
 
+def stem(name: str) -> str:
+    """What to call the results of a file of this name: it without the endings of format and compression."""
+    return Path(formats.strip_compression(safe_name(name))).stem or "structure"
+
+
 def unpacked(path: Path, folder: Path, limits: Limits) -> Path:
     """A copy of an upload in ``folder``, decompressed, under a safe name.
 

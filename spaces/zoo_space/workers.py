@@ -85,8 +85,10 @@ class Workers:
         if worker is None or not worker.alive():
             worker = self._start()
         healthy = False
+        # The job's own folder for what it needs on the way; made and removed here, as a worker may be killed.
+        folder = Path(tempfile.mkdtemp(prefix="zoo-job-"))
         try:
-            worker.send(job, request)
+            worker.send(job, request, folder)
             for kind, value in worker.messages(seconds):
                 if kind == "told":
                     yield Told(value)
@@ -103,6 +105,7 @@ class Workers:
             else:
                 self._stop(worker)
                 self._free.put(None)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """End all processes."""
@@ -137,9 +140,9 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.is_alive()
 
-    def send(self, job: str, request: Any) -> None:
+    def send(self, job: str, request: Any, folder: Path) -> None:
         try:
-            self._pipe.send((job, request))
+            self._pipe.send((job, request, folder))
         except OSError:
             raise VisitorError("the job could not be started: try it again") from None
 
@@ -180,19 +183,17 @@ def _serve(pipe: Connection, memory_gb: float, imports: tuple[str, ...]) -> None
     torch.set_num_threads(1)
     while True:
         try:
-            name, request = pipe.recv()
+            name, request, folder = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(_answer(name, request, lambda value: pipe.send(("told", value))))
+        pipe.send(_answer(name, request, folder, lambda value: pipe.send(("told", value))))
 
 
-def _answer(name: str, request: Any, tell: Callable[[Any], None]) -> tuple[str, Any]:
+def _answer(name: str, request: Any, folder: Path, tell: Callable[[Any], None]) -> tuple[str, Any]:
     from zoo.errors import ZooError
     from zoo_space.uploads import told
 
     module, _, function = name.partition(":")
-    # One's own folder for what the job needs on the way; what it hands out goes where the request says.
-    folder = Path(tempfile.mkdtemp(prefix="zoo-job-"))
     try:
         job: Job = getattr(import_module(module), function)
         return "done", job(request, folder, tell)
@@ -203,8 +204,6 @@ def _answer(name: str, request: Any, tell: Callable[[Any], None]) -> tuple[str, 
     except Exception:
         traceback.print_exc(file=sys.stderr)  # for whoever keeps the page
         return "fault", "something went wrong on this page's side; it has been noted, please try again"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _bound_memory(gigabytes: float) -> None:

@@ -20,7 +20,7 @@ from zoo.structures import FrameWriter
 from zoo_space.limits import Limits
 from zoo_space.messages import Denoised, DenoiseRequest, Progress
 from zoo_space.scene import Panel, Scene
-from zoo_space.uploads import read_crystal, safe_name, unpacked
+from zoo_space.uploads import read_crystal, safe_name, stem, unpacked
 
 Array = npt.NDArray[np.float64]
 _PIXELS = 620
@@ -59,8 +59,8 @@ def run(request: DenoiseRequest, folder: Path, tell: Callable[[Any], None]) -> P
     scene = _scene(before, steps, labels, request.limits)
     curve = [float(x) for x in after.info["denoise_mean_displacement"]]
     tell(Denoised(summary, scene, curve, structure))
-    picture = request.out / f"{_stem(request.path)}-denoised.png"
-    title = f"{_stem(request.path)}: {len(curve)} steps of {denoiser.name}"
+    picture = request.out / f"{stem(request.path.name)}-denoised.png"
+    title = f"{stem(request.path.name)}: {len(curve)} steps of {denoiser.name}"
     return before_after(before, after, labels[0], labels[-1], picture, title, pixels=_PIXELS)
 
 
@@ -69,17 +69,13 @@ def _denoiser(name: str) -> Denoiser:
     return Denoiser.from_pretrained(name)
 
 
-def _stem(path: Path) -> str:
-    return safe_name(path.name).split(".")[0] or "structure"
-
-
 def _written(after: Atoms, labels: npt.NDArray[np.int64], request: DenoiseRequest) -> Path:
     out = after.copy()
     if "structure_type" in out.arrays:
         del out.arrays["structure_type"]
     out.set_array("structure_type", labels.astype(int))
     out.info["structure_type_legend"] = ", ".join(f"{i} {name}" for i, name in enumerate(STRUCTURES))
-    path = request.out / f"{_stem(request.path)}-denoised.extxyz"
+    path = request.out / f"{stem(request.path.name)}-denoised.extxyz"
     with FrameWriter(path) as writer:
         writer.write(out)
     return path

@@ -24,7 +24,7 @@ from zoo_space.limits import Limits
 from zoo_space.messages import AUTOMATIC, Progress, RolledOut, RolloutRequest
 from zoo_space.reference import BINS
 from zoo_space.scene import Panel, Scene
-from zoo_space.uploads import check_molecule_file, safe_name, unpacked
+from zoo_space.uploads import check_molecule_file, safe_name, stem, unpacked
 
 Array = npt.NDArray[np.float64]
 _EVERY = 0.7  # seconds between two maps
@@ -61,7 +61,6 @@ def run(request: RolloutRequest, folder: Path, tell: Callable[[Any], None]) -> R
             speed = f"{now.ps_per_second * NS_PER_DAY:,.0f} ns/day"
             tell(Progress(now.step / now.n_steps, f"step {now.step:,} of {now.n_steps:,}, {speed}", counts))
 
-    stem = safe_name(request.path.name).split(".")[0] or "molecule"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", OutOfDistributionWarning)
         rollout = model.rollout(
@@ -69,7 +68,7 @@ def run(request: RolloutRequest, folder: Path, tell: Callable[[Any], None]) -> R
             request.steps,
             n_walkers=request.walkers,
             seed=request.seed,
-            output=request.out / f"{stem}-rollout.xtc",
+            output=request.out / f"{stem(request.path.name)}-rollout.xtc",
             keep=True,
             progress=progress,
             observers=(count,),

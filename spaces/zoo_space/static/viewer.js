@@ -7,6 +7,14 @@
   const TURN = 10; // degrees per arrow key
   const CORNER = [-0.577, -0.131, -0.094, 0.8]; // a crystal seen from the front, a little from above and the right
 
+  let made = 0; // canvases so far, for their ids
+
+  let webgl; // asked once: browsers allow only so many contexts
+  const drawable = () => {
+    const canvas = document.createElement("canvas");
+    webgl ??= Boolean(canvas.getContext("webgl2") || canvas.getContext("webgl"));
+    return webgl;
+  };
   const floats = (text) => new Float32Array(bytes(text).buffer);
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
@@ -27,8 +35,10 @@
         this.bonds.set(a, [...(this.bonds.get(a) || []), b]);
         this.bonds.set(b, [...(this.bonds.get(b) || []), a]);
       }
-      this.view = $3Dmol.createViewer(canvas, { backgroundAlpha: 0, orthographic: true, antialias: true, disableFog: true });
-      if (!this.view) throw new Error("no WebGL");
+      if (!drawable()) throw new Error("no WebGL"); // 3Dmol.js itself would draw nothing and say nothing
+      this.view = $3Dmol.createViewer(canvas, {
+        id: `zv-${++made}`, backgroundAlpha: 0, orthographic: true, antialias: true, disableFog: true,
+      });
       if (this.view.divwatcher) this.view.divwatcher.disconnect(); // it also draws on pages that are not shown
       this.drawBox();
       this.draw(panel.frames.length - 1);
