@@ -172,7 +172,13 @@ def test_the_wheel_has_the_checkpoints_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"zoo/py.typed", "zoo/registry.json", "zoo/cli.py"} <= names
-    assert {name.split("/")[0] for name in names} == {"zoo", f"score_zoo-{zoo.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "zoo",
+        "zoo_space",
+        f"score_zoo-{zoo.__version__}.dist-info",
+    }
+    page = ("app.py", "api.md", "static/3Dmol-min.js", "static/3Dmol-LICENSE.txt", "examples/ice.extxyz.gz")
+    assert {f"zoo_space/{file}" for file in page} <= names
     for record in zoo.list_checkpoints():
         if (ROOT / "zoo" / "checkpoints" / record.name).is_dir():
             folder = f"zoo/checkpoints/{record.name}"

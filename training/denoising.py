@@ -46,13 +46,17 @@ class Noised:
     graph: Graph
 
 
-def batch_maker(config: DenoisingConfig, cutoff: float) -> Callable[[np.random.Generator], list[Noised]]:
-    """A function that draws the structures of one step."""
+def batch_maker(
+    config: DenoisingConfig,
+    cutoff: float,
+    draw: Callable[[np.random.Generator], lattices.Sample] = lattices.draw,
+) -> Callable[[np.random.Generator], list[Noised]]:
+    """A function that draws the structures of one step, one after the other with ``draw``."""
 
     def make(rng: np.random.Generator) -> list[Noised]:
         batch: list[Noised] = []
         while sum(len(b.positions) for b in batch) < config.atoms_per_batch:
-            sample = lattices.draw(rng)
+            sample = draw(rng)
             sigma = lattices.noise_level(sample, rng, config.largest_noise)
             x = sample.positions + lattices.noise(sample, sigma, rng)
             batch.append(Noised(sample, x, sigma, neighbor_graph(x, sample.cell, sample.pbc, cutoff)))

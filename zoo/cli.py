@@ -216,7 +216,7 @@ def rollout(
 class _WithLists(TyperCommand):
     """A command whose list options take several values at once, as the shell's ``md/*.xtc`` gives them."""
 
-    lists = ("--reference", "--rollout")
+    lists = ("--reference", "--rollout", "--structure")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[str] = []
@@ -472,6 +472,44 @@ def train(
     from zoo.train_command import train as run
 
     raise typer.Exit(run(recipe, arguments or [], repo=repo, console=_console()))
+
+
+@app.command(cls=_WithLists)
+def finetune(
+    name: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A denoiser: name from 'zoo list', or a folder.")
+    ],
+    structure: Annotated[
+        list[Path],
+        typer.Option("--structure", metavar="CRYSTAL...", help="Perfect crystals: CIF, POSCAR, ..."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The new checkpoint.")],
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="At most, of training.")] = 15.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="At most, of training.")] = 600,
+    rehearsal: Annotated[
+        float, typer.Option("--rehearsal", min=0.0, max=0.99, help="Share of old lattices.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the training.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Threads.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FOLDER if it exists.")] = False,
+) -> None:
+    """Teach a denoiser crystals of your own, from nothing but their perfect structures; takes minutes.
+
+    It stops by itself when held-out noised copies come back, and reports up to which noise they do, and
+    what was forgotten of the old lattices.  The same command continues a run that was interrupted.
+
+    \b
+    Examples:
+      zoo finetune denoiser-elements --structure my.cif -o my-denoiser
+      zoo finetune denoiser-elements --structure a.cif b.vasp -o mine --minutes 30
+    """
+    from zoo.finetune_command import finetune as run
+
+    arguments = [
+        f"--minutes={minutes}", f"--steps={steps}", f"--rehearsal={rehearsal}", f"--seed={seed}",
+        f"--workers={workers}",
+    ]  # fmt: skip
+    raise typer.Exit(run(name, structure, output, arguments, overwrite=overwrite))
 
 
 @app.command()
