@@ -146,6 +146,8 @@ def _shown(result: Denoised) -> list[Any]:
         ]
     )
     done = pieces.notice(f"Done: {s['steps']} steps, {end}.")
+    if s["warning"]:
+        done += pieces.notice(s["warning"])
     return [
         done,
         result.scene.to_json(),

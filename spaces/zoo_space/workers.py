@@ -83,7 +83,11 @@ class Workers:
         """
         worker = self._free.get()
         if worker is None or not worker.alive():
-            worker = self._start()
+            try:
+                worker = self._start()
+            except OSError:
+                self._free.put(None)
+                raise VisitorError("the page has no room for another job now: try it again") from None
         healthy = False
         # The job's own folder for what it needs on the way; made and removed here, as a worker may be killed.
         folder = Path(tempfile.mkdtemp(prefix="zoo-job-"))

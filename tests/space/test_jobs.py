@@ -101,6 +101,18 @@ def test_large_structures_are_thinned_for_display_and_say_so(tmp_path: Path) -> 
     assert len(read(result.structure)) == 432
 
 
+def test_what_is_no_crystal_is_denoised_with_a_warning(tmp_path: Path) -> None:
+    from ase.build import molecule
+
+    write(tmp_path / "benzene.xyz", molecule("C6H6"))
+    assert (
+        "take the result with care" in run_denoise(tmp_path / "benzene.xyz", tmp_path)[0].summary["warning"]
+    )
+    atoms = bulk("Cu", cubic=True).repeat(3)
+    write(tmp_path / "copper.extxyz", atoms)
+    assert not run_denoise(tmp_path / "copper.extxyz", tmp_path)[0].summary["warning"]
+
+
 def test_a_slice_is_of_neighbours() -> None:
     x = np.random.default_rng(0).uniform(0, [30, 30, 10], (1000, 3))
     chosen = denoise.slice_of(x, 300)

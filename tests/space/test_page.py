@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,10 +121,8 @@ def test_from_an_upload_to_the_denoised_file(visitor: Visitor, tmp_path: Path) -
 
 def test_what_is_drawn_is_the_crystal(visitor: Visitor) -> None:
     page = visitor.page
-    started = time.monotonic()
     page.click("#example-aluminium")
     visitor.done("denoise")
-    assert time.monotonic() - started < 60  # of the figure in the README, this is a generous multiple
     note = page.inner_text("#denoise-viewer .zv-note")
     assert "1,500 atoms nearest to the middle, of 2,048" in note
     before, after = (f"#denoise-viewer .zv-panel:nth-child({k}) .zv-canvas" for k in (1, 2))

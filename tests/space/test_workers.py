@@ -75,7 +75,7 @@ def test_time_is_limited_and_the_process_is_gone(workers: Workers) -> None:
     started = time.monotonic()
     with pytest.raises(VisitorError, match="longer than 1 s"):
         list(job)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # not the sixty seconds of the job
     assert gone(told.value)
     assert ask(workers, "double", 1)[-1] == Done(2)
 

@@ -85,6 +85,14 @@ def _summary(
     before: Atoms, after: Atoms, labels: list[Any], number: int, seconds: float, request: DenoiseRequest
 ) -> dict[str, Any]:
     info = after.info
+    fractions = structure_fractions(labels[-1])
+    warning = ""
+    if fractions["other"] > 0.95:
+        warning = (
+            "Hardly any atom is recognised as one of the structures that this checkpoint knows: "
+            f"{', '.join(STRUCTURES[1:])}. It is a liquid, a glass, a molecule or another crystal: take the "
+            "result with care, what the checkpoint was not trained on may be distorted."
+        )
     moved = np.linalg.norm(displacements(before, after), axis=1)
     return {
         "file": safe_name(request.path.name),
@@ -103,7 +111,8 @@ def _summary(
             round(float(x), 5) for x in info["denoise_mean_displacement"]
         ],
         "fractions_before": structure_fractions(labels[0]),
-        "fractions_after": structure_fractions(labels[-1]),
+        "fractions_after": fractions,
+        "warning": warning,
         "seconds": round(seconds, 2),
     }
 
