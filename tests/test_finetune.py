@@ -233,6 +233,29 @@ def test_fluorite_is_learned_and_nothing_is_forgotten(fluorite: Path, tmp_path: 
     assert "CaF2" in (out / "README.md").read_text()
 
 
+def test_the_table_in_the_readme_is_what_was_measured() -> None:
+    root = Path(__file__).resolve().parent.parent
+    measured = json.loads((root / "training" / "benchmarks" / "finetuning.json").read_text())
+    readme = (root / "README.md").read_text(encoding="utf-8")
+
+    def percent(share: float) -> str:
+        return f"{int(share * 1e4 + 1e-6) / 100:.2f} %"
+
+    for row in measured["results"]:
+        worst = min(row["old_lattices_at_melting"], key=row["old_lattices_at_melting"].get)
+        at_melting = percent(row["old_lattices_at_melting"][worst])
+        cells = [
+            row["crystal"],
+            percent(row["recovered_before"]),
+            percent(row["recovered_after"]),
+            percent(row["old_lattices_after"]),
+            at_melting if at_melting == "100.00 %" else f"{at_melting} ({worst})",
+            f"{row['seconds']:.0f} s",
+            f"{row['peak_memory_mib']} MiB",
+        ]
+        assert f"| {' | '.join(cells)} |" in readme
+
+
 # --- the command ------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """
     if not 0 <= args.rehearsal < 1:
         raise ZooError(f"--rehearsal is {args.rehearsal:g}: give a share from 0 to below 1")
+    started = time.perf_counter()
     crystals = [read_perfect(path) for path in args.structure]
     old = Denoiser.from_pretrained(args.checkpoint)
     torch.set_num_threads(1)  # parallel over structures instead, see training.loop
@@ -157,7 +159,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     record(
         args.out,
         "training",
-        [{"n_steps": step, "minutes": round(seconds / 60, 1), "stopped": why}],
+        [
+            {
+                "n_steps": step,
+                "minutes": round(seconds / 60, 1),
+                "wall_seconds_of_this_run": round(time.perf_counter() - started, 1),
+                "peak_memory_mib": peak_memory(),
+                "stopped": why,
+            }
+        ],
         command=command,
         seed=args.seed,
         extra={
@@ -254,6 +264,16 @@ def _trained(
 def replaced(old: Denoiser, network: Moments) -> Denoiser:
     """The same denoiser with another network."""
     return Denoiser(old.config, network)
+
+
+def peak_memory() -> int | None:
+    """MiB of this process at most so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _steps_done(state: Path) -> int:
