@@ -30,6 +30,7 @@ from zoo_space.errors import VisitorError
 Job = Callable[[Any, Path, Callable[[Any], None]], Any]
 
 _POLL = 0.2
+_NO_ROOM = "the page has no room for another job now: try it again in a minute"
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,20 @@ class Workers:
         ------
         VisitorError : the job said so, took longer than ``seconds``, or took its process down.
         """
+        try:
+            # The job's own, for what it needs on the way; made and removed here: a worker may be killed.
+            folder = Path(tempfile.mkdtemp(prefix="zoo-job-"))
+        except OSError:
+            raise VisitorError(_NO_ROOM) from None
         worker = self._free.get()
         if worker is None or not worker.alive():
             try:
                 worker = self._start()
             except OSError:
                 self._free.put(None)
-                raise VisitorError("the page has no room for another job now: try it again") from None
+                folder.rmdir()
+                raise VisitorError(_NO_ROOM) from None
         healthy = False
-        # The job's own folder for what it needs on the way; made and removed here, as a worker may be killed.
-        folder = Path(tempfile.mkdtemp(prefix="zoo-job-"))
         try:
             worker.send(job, request, folder)
             for kind, value in worker.messages(seconds):
