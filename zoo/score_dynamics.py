@@ -15,6 +15,9 @@ How a transition is described here (x, x' in Å; rows are sites):
    covariance (rotation and translation, 6 x 6) fitted to the same MD.
 4. Bonds to hydrogen that the MD held rigid are put back at their length, which a sample of a smooth
    density misses by a little.  Scores and probabilities are those before this step.
+
+A checkpoint of a family of molecules has an equivariant network instead of a body frame, and learns of its
+molecule from the start; see `zoo.graph_denoiser` and `zoo.molecules.family`.
 """
 
 from __future__ import annotations
@@ -32,11 +35,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo import checkpoint, diffusion, hub
+from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig
 from zoo.backbones.site_mlp import SiteMLP, SiteMLPConfig
 from zoo.backbones.site_network import SiteNetwork
 from zoo.backbones.site_transformer import SiteTransformer, SiteTransformerConfig
 from zoo.errors import CheckpointError, StructureError
+from zoo.graph_denoiser import GraphDenoiser, MoleculeDenoiser
 from zoo.molecules.checks import Limits
+from zoo.molecules.family import Family
 from zoo.molecules.molecule import Molecule, handedness
 from zoo.molecules.rigid import (
     body_frames,
@@ -57,6 +63,9 @@ BACKBONES: dict[str, tuple[type[Any], Callable[[Any], SiteNetwork]]] = {
     "site-transformer": (SiteTransformerConfig, SiteTransformer),
 }
 
+#: The backbone of families, which serves any molecule.
+GRAPH_BACKBONE = "graph-transformer"
+
 
 @dataclass(frozen=True)
 class ScoreDynamicsConfig:
@@ -65,7 +74,7 @@ class ScoreDynamicsConfig:
     Parameters
     ----------
     name, version : of the checkpoint.
-    molecule : graph and mapping, see `Molecule.to_json`.
+    molecule : graph and mapping, see `Molecule.to_json`; empty for a family.
     lag_time : ps of one step.
     frame : three sites (a, b, c) that define the body frame.
     sigma_data : Å, standard deviation of a component of the displacement y.
@@ -77,6 +86,8 @@ class ScoreDynamicsConfig:
     temperature : K, of the training data.
     forcefield : what made the training data, in words.
     batch_slots : the network always sees this many walkers at once.
+    family : for a checkpoint that is not of one molecule, see `zoo.molecules.family.Family.to_json`;
+        ``molecule``, ``frame``, ``bond_lengths`` and ``rigid_bonds`` are empty then.
     """
 
     name: str
@@ -98,12 +109,15 @@ class ScoreDynamicsConfig:
     temperature: float = 300.0
     forcefield: str = ""
     batch_slots: int = 32
+    family: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
         data["frame"] = list(self.frame)
         data["bond_lengths"] = list(self.bond_lengths)
         data["rigid_bonds"] = list(self.rigid_bonds)
+        if self.family is None:
+            del data["family"]
         return {"kind": "score-dynamics", "units": {"length": "Å", "time": "ps"}, **data}
 
     @classmethod
@@ -140,12 +154,19 @@ class ScoreDynamicsConfig:
         for key in ("n_levels", "batch_slots"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise CheckpointError(f"config.json: {key} is {getattr(self, key)!r}, a count is needed")
-        if self.backbone not in BACKBONES:
+        if self.backbone not in {*BACKBONES, GRAPH_BACKBONE}:
             raise CheckpointError(
                 f"config.json: backbone {self.backbone!r} is not known to this version of zoo"
             )
         if self.solver not in diffusion.SOLVERS:
             raise CheckpointError(f"config.json: solver {self.solver!r} is not known to this version of zoo")
+        if (self.family is not None) != (self.backbone == GRAPH_BACKBONE):
+            raise CheckpointError(f"config.json: the backbone of a family, and of nothing else, is {GRAPH_BACKBONE}")
+        if self.family is not None:
+            Family.from_json(self.family)
+            if self.molecule or self.frame or self.bond_lengths or self.rigid_bonds:
+                raise CheckpointError("config.json: a family has no molecule, frame or bonds of its own")
+            return
         molecule = Molecule.from_json(self.molecule)
         if len(set(self.frame)) != 3 or not all(0 <= i < molecule.n_sites for i in self.frame):
             raise CheckpointError(f"config.json: frame {self.frame} must be three different sites")
@@ -153,7 +174,17 @@ class ScoreDynamicsConfig:
             raise CheckpointError("config.json: bond_lengths needs one length per bond of the sites")
         rigid_ends(molecule, self.rigid_bonds)
 
-    def build(self) -> ConditionalDenoiser:
+    def build(self) -> ConditionalDenoiser | GraphDenoiser:
+        if self.family is not None:
+            try:
+                graph = GraphTransformerConfig(
+                    **{**self.architecture, "elements": tuple(self.architecture["elements"])}
+                )
+                return GraphDenoiser(GraphTransformer(graph), self.sigma_data)
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"config.json: architecture does not fit the backbone: {error}"
+                ) from None
         config_class, network = BACKBONES[self.backbone]
         try:
             architecture = config_class(**self.architecture)
@@ -212,6 +243,10 @@ class ConditionalDenoiser(nn.Module):
             sign = handedness(positions, self.stereocentre)[..., 0].to(positions.dtype)
         return body_frames(positions, self.frame, sign)
 
+    def rigid_factors(self, positions: Tensor) -> Tensor:
+        """(6, 6) factor L of the covariance L Lᵀ of rotation and translation, the same for all positions."""
+        return self.rigid_factor
+
     def forward(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
         """Denoised displacement; y and x (batch, n_sites, 3) in the body frame, sigma (batch,) or (1,) Å."""
         return self.given(x)(y, sigma)
@@ -260,8 +295,9 @@ class ScoreDynamics:
     def __init__(
         self,
         config: ScoreDynamicsConfig,
-        denoiser: ConditionalDenoiser,
+        denoiser: ConditionalDenoiser | GraphDenoiser,
         *,
+        molecule: Molecule | None = None,
         weights_sha256: str = "",
         metrics: dict[str, Any] | None = None,
         card: str = "",
@@ -269,23 +305,70 @@ class ScoreDynamics:
         config.check()
         self.config = config
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.molecule = Molecule.from_json(config.molecule)
+        self.family = None if config.family is None else Family.from_json(config.family)
         self.lag_time = float(config.lag_time)
         self.batch_slots = config.batch_slots
-        self.bond_lengths = np.array(config.bond_lengths)
         self.limits = Limits(**config.limits)
-        ends = rigid_ends(self.molecule, config.rigid_bonds)
-        self._rigid = (
-            torch.tensor([a for a, _ in ends], dtype=torch.long),
-            torch.tensor([b for _, b in ends], dtype=torch.long),
-            torch.tensor([config.bond_lengths[k] for k in config.rigid_bonds], dtype=torch.float64)[:, None],
-        )
         self.weights_sha256 = weights_sha256
         self.metrics = dict(metrics or {})
         self.card = card
         self._sigmas = diffusion.sigma_ladder(
             config.n_levels, config.sigma_min, config.sigma_max, config.rho
         ).to(torch.float32)
+        self._molecule = molecule if config.family is not None else Molecule.from_json(config.molecule)
+        if self._molecule is not None:
+            self._set_molecule(self._molecule)
+
+    def _set_molecule(self, molecule: Molecule) -> None:
+        lengths, rigid = self.config.bond_lengths, self.config.rigid_bonds
+        if isinstance(self.denoiser, GraphDenoiser):
+            assert self.family is not None
+            self.family.check(molecule, self.name)
+            lengths, rigid = self.family.lengths(molecule), self.family.rigid(molecule)
+            self._one: ConditionalDenoiser | MoleculeDenoiser = self.denoiser.of(molecule, self.family)
+        else:
+            self._one = self.denoiser
+        self.bond_lengths = np.array(lengths)
+        ends = rigid_ends(molecule, rigid)
+        self._rigid = (
+            torch.tensor([a for a, _ in ends], dtype=torch.long),
+            torch.tensor([b for _, b in ends], dtype=torch.long),
+            torch.tensor([lengths[k] for k in rigid], dtype=torch.float64)[:, None],
+        )
+
+    @property
+    def molecule(self) -> Molecule:
+        """What it moves.
+
+        Raises
+        ------
+        StructureError : a checkpoint of a family that has not been told its molecule, see `of`.
+        """
+        if self._molecule is None:
+            raise StructureError(
+                f"{self.name} is a model of many molecules: say which one, with model.of(molecule)"
+            )
+        return self._molecule
+
+    def of(self, molecule: Molecule) -> ScoreDynamics:
+        """This propagator for one molecule of its family; the weights are shared.
+
+        Raises
+        ------
+        StructureError : the molecule does not belong to the family, or is not the one of this checkpoint.
+        """
+        if self.family is None:
+            if molecule != self.molecule:
+                raise StructureError(f"{self.name} moves {self.molecule.formula} only, not {molecule.formula}")
+            return self
+        return ScoreDynamics(
+            self.config,
+            self.denoiser,
+            molecule=molecule,
+            weights_sha256=self.weights_sha256,
+            metrics=self.metrics,
+            card=self.card,
+        )
 
     @property
     def name(self) -> str:
@@ -379,12 +462,13 @@ class ScoreDynamics:
 
     def _sample(self, x: Tensor, noise: Tensor) -> Tensor:
         origin = x.mean(1, keepdim=True)
-        axes = self.denoiser.frames(x)
+        axes = self._one.frames(x)
         local = (x - origin) @ axes
         start = without_rigid_motion(noise[:, :-2], local).float() * self._sigmas[0]
         solver = diffusion.SOLVERS[self.config.solver]
         y = solver(self._conditional(local.float()), start, self._sigmas, centre=True).to(x.dtype)
-        rigid = noise[:, -2:].reshape(-1, 6) @ self.denoiser.rigid_factor.to(x.dtype).mT
+        kicks, factors = noise[:, -2:].reshape(-1, 6), self._one.rigid_factors(x).to(x.dtype)
+        rigid = kicks @ factors.mT if factors.ndim == 2 else (factors @ kicks[..., None])[..., 0]
         # A rotation vector is a pseudovector: in a left-handed frame it changes sign.
         omega = torch.linalg.det(axes)[:, None] * (axes @ rigid[:, :3, None])[..., 0]
         shift = (axes @ rigid[:, 3:, None])[..., 0]
@@ -400,7 +484,7 @@ class ScoreDynamics:
         return result
 
     def _conditional(self, local: Tensor) -> diffusion.Denoise:
-        denoise = self.denoiser.given(local)
+        denoise = self._one.given(local)
         # All of a batch have the same noise level here, so it need not be worked out for each.
         return lambda y, sigma: denoise(y, sigma.reshape(-1)[:1])
 
@@ -473,7 +557,7 @@ class ScoreDynamics:
         after = torch.from_numpy(self._positions(np.asarray(x_next, dtype=np.float64)))
         before = torch.from_numpy(self._positions(np.asarray(x, dtype=np.float64)))
         rotation = superposition(after, before)
-        axes = self.denoiser.frames(before)
+        axes = self._one.frames(before)
         local = centred(before) @ axes
         y = centred(after) @ rotation.mT @ axes - local
         return y, local, axes, rotation
@@ -493,10 +577,22 @@ class ScoreDynamics:
         """How unlike the training data each structure is: (n, n_sites, 3) Å -> (n,).
 
         The root-mean-square deviation, in the body frame, to the nearest of the structures kept in
-        the checkpoint, over the one that 99.9 % of held-out MD frames do not exceed.
+        the checkpoint, over the one that 99.9 % of held-out MD frames do not exceed; for a family, how
+        far the worst bond, angle or dihedral angle is outside of what was trained on.
         """
-        x = torch.from_numpy(self._positions(np.asarray(positions, dtype=np.float64)))
+        wide = self._positions(np.asarray(positions, dtype=np.float64))
+        if self.family is not None or isinstance(self.denoiser, GraphDenoiser):
+            assert self.family is not None
+            return self.family.strangeness(self.molecule, wide)
+        x = torch.from_numpy(wide)
         return (nearest_reference(self.denoiser, x) / float(self.denoiser.reference_distance)).numpy()
+
+    def reference(self) -> Array | None:
+        """(n_sites, 3) Å, a structure as the model knows it; None where it knows of none."""
+        if isinstance(self.denoiser, GraphDenoiser):
+            return None
+        reference: Array = self.denoiser.references[0].double().numpy()
+        return reference if np.ptp(reference) > 0 else None
 
     def rollout(self, start: Any, n_steps: int, n_walkers: int = 1, seed: int = 0, **options: Any) -> Rollout:
         """Many lag steps from ``start``; see `zoo.rollout.roll_out` for the options and the result.
@@ -511,11 +607,13 @@ class ScoreDynamics:
         ------
         StructureError : the start does not hold the molecule of this checkpoint, or is broken.
         """
-        from zoo.molecules.start import load_start
+        from zoo.molecules.start import load_molecule, load_start
         from zoo.rollout import roll_out
 
-        reference = self.denoiser.references[0].double().numpy()
-        positions = load_start(start, self.molecule, reference if np.ptp(reference) > 0 else None)
+        if self._molecule is None:
+            return self.of(load_molecule(start)).rollout(start, n_steps, n_walkers, seed, **options)
+        reference = self.reference()
+        positions = load_start(start, self.molecule, reference)
         if isinstance(start, str | os.PathLike):
             options.setdefault("inputs", (start,))
         return roll_out(self, positions, n_steps, n_walkers, seed, **options)
