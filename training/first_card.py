@@ -50,7 +50,10 @@ def first_card(folder: str | os.PathLike[str]) -> str:
     if kind == "score-dynamics":
         from zoo.molecules.molecule import Molecule
 
-        facts["molecule"] = Molecule.from_json(config["molecule"]).formula
+        if config.get("family"):
+            facts["molecule"] = f"molecules like {', '.join(config['family']['molecules'])}"
+        else:
+            facts["molecule"] = Molecule.from_json(config["molecule"]).formula
     measured = [title for title in sections if title != "training"]
     parts = [
         f"---\nlicense: {LICENSE}\nlibrary_name: score-zoo\ntags:\n- atomistic-simulation\n- {kind}\n---\n",

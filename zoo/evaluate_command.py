@@ -80,6 +80,10 @@ def run(job: Job, console: Any) -> int:
 
     torch.set_num_threads(1)  # threads for whole batches of walkers instead, see `roll_out`
     model = ScoreDynamics.from_pretrained(job.checkpoint)
+    if model.family is not None:
+        from zoo.analysis.trajectories import reference_molecule
+
+        model = model.of(reference_molecule(job.reference[0], job.topology))
     wanted = list(job.dihedrals) or None
     choose_dihedrals(model.molecule, wanted)  # before the work, not after
     md = [_reference(job, model, path) for path in job.reference]
@@ -166,11 +170,8 @@ def _reference(job: Job, model: Any, path: Path) -> Read:
 
 def _labels_like(model: Any) -> Any:
     """The structure by which `ScoreDynamics.rollout` labels symmetric atoms, if the model has one."""
-    references = getattr(getattr(model, "denoiser", None), "references", None)
-    if references is None:
-        return None
-    structure = references[0].double().numpy()
-    return structure if np.ptp(structure) > 0 else None
+    reference = getattr(model, "reference", None)
+    return None if reference is None else reference()
 
 
 def _given(job: Job, model: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +53,7 @@ class MoleculeDenoiser:
         self.family = family
         self.preconditioning = shared.preconditioning
         self._graph = graph_of(molecule, shared.network.config)
-        self._mass = _mass(molecule) if family is not None else 0.0
+        self._mass = mass(molecule) if family is not None else 0.0
 
     def frames(self, positions: Tensor) -> Tensor:
         """The axes of the laboratory (batch, 3, 3): the network is the same in every frame."""
@@ -70,8 +71,8 @@ class MoleculeDenoiser:
         moments, axes = principal(positions)
         (a, b), (c, d) = self.family.rotation, self.family.translation
         factor[:, :3, :3] = axes * (0.5 * (a + b * moments.clamp_min(0.1).log())).exp()[:, None, :]
-        spread = torch.tensor(0.5 * (c + d * torch.tensor(self._mass).log().item())).exp()
-        factor[:, 3:, 3:] = torch.eye(3, dtype=positions.dtype) * spread.to(positions.dtype)
+        spread = math.exp(0.5 * (c + d * math.log(self._mass)))
+        factor[:, 3:, 3:] = torch.eye(3, dtype=positions.dtype, device=positions.device) * spread
         return factor
 
     def __call__(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
@@ -103,7 +104,8 @@ def principal(positions: Tensor) -> tuple[Tensor, Tensor]:
     return moments, axes
 
 
-def _mass(molecule: Molecule) -> float:
+def mass(molecule: Molecule) -> float:
+    """Of the whole molecule, u."""
     from ase.data import atomic_masses, atomic_numbers
 
     return float(sum(atomic_masses[atomic_numbers[e]] for e in molecule.elements))

@@ -274,9 +274,12 @@ def check_inference(folder: Path, kind: str) -> None:
         crystal.positions += np.random.default_rng(0).normal(0, 0.05, (len(crystal), 3))
         moved = Denoiser.from_pretrained(folder, source="local").denoise(crystal, steps=1).positions
     else:
+        from zoo.molecules.molecule import Molecule
         from zoo.score_dynamics import ScoreDynamics
 
         model = ScoreDynamics.from_pretrained(folder, source="local")
+        if model.family is not None:
+            model = model.of(Molecule.from_json(model.family.example))
         rng = np.random.default_rng(0)
         steps = rng.normal(size=(model.molecule.n_sites, 3))
         walk = np.cumsum(1.5 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)

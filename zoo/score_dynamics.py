@@ -370,6 +370,19 @@ class ScoreDynamics:
             card=self.card,
         )
 
+    def for_start(self, start: Any) -> ScoreDynamics:
+        """This propagator, of a family for the molecule that ``start`` holds; see `rollout` for starts.
+
+        Raises
+        ------
+        StructureError : the start holds no single molecule, or one that does not belong to the family.
+        """
+        if self._molecule is not None:
+            return self
+        from zoo.molecules.start import load_molecule
+
+        return self.of(load_molecule(start))
+
     @property
     def name(self) -> str:
         return self.config.name
@@ -607,11 +620,11 @@ class ScoreDynamics:
         ------
         StructureError : the start does not hold the molecule of this checkpoint, or is broken.
         """
-        from zoo.molecules.start import load_molecule, load_start
+        from zoo.molecules.start import load_start
         from zoo.rollout import roll_out
 
         if self._molecule is None:
-            return self.of(load_molecule(start)).rollout(start, n_steps, n_walkers, seed, **options)
+            return self.for_start(start).rollout(start, n_steps, n_walkers, seed, **options)
         reference = self.reference()
         positions = load_start(start, self.molecule, reference)
         if isinstance(start, str | os.PathLike):

@@ -27,7 +27,7 @@ from training.score_dynamics.transitions import Transitions, local_displacements
 from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig
 from zoo.checkpoint import save
 from zoo.errors import ZooError
-from zoo.graph_denoiser import GraphDenoiser, principal
+from zoo.graph_denoiser import GraphDenoiser, mass, principal
 from zoo.molecules.family import Family, environments, measured_bands, measured_bonds
 from zoo.molecules.molecule import Molecule
 from zoo.score_dynamics import GRAPH_BACKBONE, ScoreDynamicsConfig
@@ -142,6 +142,7 @@ def family_of(members: Sequence[Member]) -> Family:
         bond_lengths=lengths,
         rigid_bonds=rigid,
         bands=measured_bands(seen),
+        example=members[0].molecule.to_json(),
         **rigid_laws(members),
     )
     checks = [m for m in members if m.validation is not None]
@@ -154,10 +155,8 @@ def family_of(members: Sequence[Member]) -> Family:
     return dataclasses.replace(family, edge=round(edge, 4))
 
 
-def rigid_laws(members: Sequence[Member]) -> dict[str, tuple[float, float]]:
+def rigid_laws(members: Sequence[Member]) -> dict[str, Any]:
     """Power laws of the variances of translation with the mass and of rotation with the moment of inertia."""
-    from zoo.graph_denoiser import _mass
-
     network = GraphTransformer(GraphTransformerConfig(width=8, depth=1, heads=1, vectors=1))
     probe = GraphDenoiser(network, 1.0)
     masses, shifts, moments, turns = [], [], [], []
@@ -167,7 +166,7 @@ def rigid_laws(members: Sequence[Member]) -> dict[str, tuple[float, float]]:
         motion = rigid_motion(one, before.double(), after.double())
         of_inertia, axes = principal(before.double())
         omega = (axes.mT @ motion[:, :3, None])[..., 0]
-        masses.append(_mass(member.molecule))
+        masses.append(mass(member.molecule))
         shifts.append(float(motion[:, 3:].square().mean()))
         moments += of_inertia.log().mean(0).exp().tolist()
         turns += omega.square().mean(0).tolist()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from zoo.molecules.molecule import Molecule
 
 Quadruple = tuple[int, int, int, int]
+#: More torsions than this make more basins than anybody can read.
+_MOST_DEFAULTS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def choose_dihedrals(molecule: Molecule, wanted: Sequence[str | Sequence[str | i
     wanted : each one four atoms, as a list or as text with spaces or commas between: site indices
         (in the model's order, from 0), or atom names, with the residue where a name is not unique, as
         in ``ACE:C ALA:N ALA:CA ALA:C`` or ``ALA2:N``.  None: phi and psi of the first residue
-        that has both.
+        that has both, or, of a short chain of heavy atoms that does not branch, its torsions.
 
     Raises
     ------
@@ -45,6 +47,10 @@ def choose_dihedrals(molecule: Molecule, wanted: Sequence[str | Sequence[str | i
         try:
             phi, psi = backbone_torsions(molecule)
         except StructureError:
+            chain = chain_torsions(molecule)
+            if 1 <= len(chain) <= _MOST_DEFAULTS:
+                labels = molecule.site_labels
+                return Dihedrals(chain, tuple("-".join(labels[i] for i in each) for each in chain))
             raise StructureError(
                 "no residue has both phi and psi among the sites: name the dihedrals, each by four atoms of "
                 + ", ".join(molecule.site_labels)
@@ -67,6 +73,26 @@ def choose_dihedrals(molecule: Molecule, wanted: Sequence[str | Sequence[str | i
                 names[k] = symbol
     known = names == ["φ", "ψ"] and is_alanine_like(molecule, backbone[0])
     return Dihedrals(quadruples, tuple(names), known)
+
+
+def chain_torsions(molecule: Molecule) -> tuple[Quadruple, ...]:
+    """Torsions along a chain of heavy atoms that does not branch, from one end to the other; else none."""
+    heavy = [k for k, element in enumerate(molecule.site_elements) if element != "H"]
+    near: dict[int, list[int]] = {k: [] for k in heavy}
+    for i, j in molecule.site_bonds:
+        if i in near and j in near:
+            near[i].append(j)
+            near[j].append(i)
+    ends = [k for k in heavy if len(near[k]) == 1]
+    if len(ends) != 2 or any(len(near[k]) > 2 for k in heavy):
+        return ()
+    chain = [ends[0]]
+    while len(chain) < len(heavy):
+        following = [k for k in near[chain[-1]] if k not in chain[-2:]]
+        if len(following) != 1:
+            return ()
+        chain += following
+    return tuple((chain[k], chain[k + 1], chain[k + 2], chain[k + 3]) for k in range(len(chain) - 3))
 
 
 def _quadruple(molecule: Molecule, wanted: str | Sequence[str | int]) -> Quadruple:

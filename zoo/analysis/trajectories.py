@@ -17,7 +17,7 @@ from zoo.analysis.packed_positions import unpacked
 from zoo.errors import MissingExtraError, StructureError
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.sources import NM
-from zoo.molecules.start import load_start
+from zoo.molecules.start import load_molecule, load_start
 
 if TYPE_CHECKING:
     import mdtraj
@@ -104,6 +104,25 @@ def read_reference(
     if interval is None:
         _even(np.concatenate(times), lag_time, path)
     return _checked(path, np.concatenate(parts), every, lag_time)
+
+
+def reference_molecule(path: Path, topology: Path | None = None) -> Molecule:
+    """The one molecule, with all its atoms, that a trajectory is of, for models of many molecules.
+
+    Raises
+    ------
+    StructureError : unreadable, or not one molecule beside water and ions.
+    """
+    if not path.exists():
+        raise StructureError(f"{path}: there is no such file")
+    if path.suffix.lower() == _SEGMENT:
+        xyz, _ = _segment(path)
+        whole = _topology(topology if topology is not None else path.with_name(_TOPOLOGY), path)
+        return load_molecule(_trajectory(xyz[:1], whole, path))
+    top = None if topology is None else _topology(topology, path)
+    if top is None and path.suffix.lower() not in _WITH_ATOMS:
+        raise StructureError(f"{path} does not say which atoms it holds: give a PDB of them with --topology")
+    return load_molecule(next(_frames(path, top, 1)))
 
 
 def read_rollout(path: Path, molecule: Molecule, lag_time: float) -> Read:

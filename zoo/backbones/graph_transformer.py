@@ -125,8 +125,8 @@ class GraphTransformer(nn.Module):
             bias = self.bias(pairs).permute(0, 3, 1, 2)
             phase = level[:, None] * self.frequencies
             told = self.time(torch.cat([level[:, None], phase.sin(), phase.cos()], -1))
-            h = kinds + told[:, None]
             n = positions.shape[1]
+            h = (kinds + told[:, None]).expand(len(positions), n, -1)
             vectors = positions.new_zeros(len(positions), n, self.config.vectors, 3)
             for block, own in zip(self.blocks, bias.split(3 * heads, 1), strict=True):
                 h, vectors = block(h, vectors, own, arrows, told)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Family:
     edge : width of the bands that 99.9 % of held-out frames keep to, in those of the training.
     translation, rotation : (a, b), variance per axis and step is ``exp(a) * size**b``; the size is the mass
         in u for translation (Å²), and the moment of inertia of equal weights in Å² for rotation (rad²).
+    example : one molecule of the family, see `Molecule.to_json`.
     """
 
     molecules: tuple[str, ...]
@@ -47,6 +48,7 @@ class Family:
     edge: float = 1.0
     translation: tuple[float, float] = (-20.0, 0.0)
     rotation: tuple[float, float] = (-20.0, 0.0)
+    example: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Lists, tables and numbers only; `from_json` gives the same family back."""
@@ -77,6 +79,7 @@ class Family:
                 edge=float(data["edge"]),
                 translation=(float(data["translation"][0]), float(data["translation"][1])),
                 rotation=(float(data["rotation"][0]), float(data["rotation"][1])),
+                example=Molecule.from_json(data["example"]).to_json(),
             )
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise CheckpointError(f"config.json: family is not valid: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,59 @@ def load_start(start: Start, molecule: Molecule, reference: Array | None = None)
         in pieces without the box that would tell how they fit.
     """
     return np.concatenate([_frames(source, molecule, reference) for source in sources(start)])
+
+
+def load_molecule(start: Start) -> Molecule:
+    """The one molecule, all of its atoms, that a start holds beside water and single ions.
+
+    For models that are not of one molecule; `load_start` then gives its positions.  Bonds are those of the
+    topology or, where it has none, those between atoms near enough.
+
+    Raises
+    ------
+    StructureError
+        Nothing readable; no molecule, several, or several copies of one.
+    """
+    source = next(sources(start))
+    bonds = source.bonds
+    if not len(bonds):
+        cell = source.cells[0]
+        finite = np.nan_to_num(source.positions[0])
+        bonds = inferred_bonds(source.elements, finite, cell)
+    groups = [
+        group
+        for group in components(len(source.elements), bonds)
+        if len(group) > 1 and hill_formula([source.elements[i] for i in group]) != _WATER
+    ]
+    if len(groups) != 1:
+        found = Counter(hill_formula([source.elements[i] for i in group]) for group in groups)
+        what = ", ".join(f"{n} {formula}" for formula, n in found.most_common(4)) or "no molecule"
+        raise StructureError(
+            f"{source.where}: {what} found beside water; one molecule is needed, with all its bonds"
+        )
+    atoms = groups[0]
+    place = {int(atom): k for k, atom in enumerate(atoms)}
+    count: Counter[str] = Counter()
+    names = []
+    for atom in atoms:
+        element = source.elements[atom]
+        count[element] += 1
+        names.append(source.names[atom] or f"{element}{count[element]}")
+    residues = [_residue(source.residues[atom]) for atom in atoms]
+    return Molecule(
+        names=tuple(names),
+        elements=tuple(source.elements[atom] for atom in atoms),
+        residue_names=tuple(name for name, _ in residues),
+        residue_ids=tuple(number for _, number in residues),
+        bonds=tuple((place[int(i)], place[int(j)]) for i, j in bonds if int(i) in place),
+        sites=tuple(range(len(atoms))),
+    )
+
+
+def _residue(label: str) -> tuple[str, int]:
+    """Name and number of ``ALA2``; those of an unknown one where there is no label."""
+    found = re.fullmatch(r"(.*?)(\d+)", label)
+    return (found[1] or "MOL", int(found[2])) if found else (label or "MOL", 1)
 
 
 def _frames(source: Source, molecule: Molecule, reference: Array | None) -> Array:

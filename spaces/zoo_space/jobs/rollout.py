@@ -99,15 +99,15 @@ def _model(name: str) -> ScoreDynamics:
 def _model_for(path: Path, checkpoint: str) -> ScoreDynamics:
     """The one asked for, or the first in the registry that knows the molecule."""
     if checkpoint != AUTOMATIC:
-        return _model(checkpoint)
+        return _model(checkpoint).for_start(str(path))
     from zoo.molecules.start import load_start
 
     first: StructureError | None = None
     for record in records():
         if record.kind != "score-dynamics":
             continue
-        model = _model(record.name)
         try:
+            model = _model(record.name).for_start(str(path))
             load_start(path, model.molecule)
         except StructureError as error:
             first = first or error
