@@ -21,8 +21,14 @@ RECIPE = FamilyRecipe(
     version="1.0.0",
     forcefield="OPLS-AA, TIP3P, 300 K, LangevinMiddle 0.1/ps, 4 fs",
     architecture={
-        "elements": ["H", "C"], "width": 96, "depth": 3, "heads": 8, "vectors": 16, "separations": 6,
-        "pair_width": 32, "n_frequencies": 8,
+        "elements": ["H", "C"],
+        "width": 96,
+        "depth": 3,
+        "heads": 8,
+        "vectors": 16,
+        "separations": 6,
+        "pair_width": 32,
+        "n_frequencies": 8,
     },
     # Longer ones have more to teach, and cost more.
     batch_sizes={"ethane": 16, "propane": 32, "pentane": 64, "hexane": 64, "heptane": 80},

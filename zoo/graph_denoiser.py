@@ -1,4 +1,4 @@
-"""D(y, sigma; x) for any molecule of a family: the counterpart of `zoo.score_dynamics.ConditionalDenoiser`."""
+"""D(y, sigma; x) for any molecule of a family, as `zoo.score_dynamics.ConditionalDenoiser` is for one."""
 
 from __future__ import annotations
 

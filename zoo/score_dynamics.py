@@ -161,7 +161,9 @@ class ScoreDynamicsConfig:
         if self.solver not in diffusion.SOLVERS:
             raise CheckpointError(f"config.json: solver {self.solver!r} is not known to this version of zoo")
         if (self.family is not None) != (self.backbone == GRAPH_BACKBONE):
-            raise CheckpointError(f"config.json: the backbone of a family, and of nothing else, is {GRAPH_BACKBONE}")
+            raise CheckpointError(
+                f"config.json: the backbone of a family, and of nothing else, is {GRAPH_BACKBONE}"
+            )
         if self.family is not None:
             Family.from_json(self.family)
             if self.molecule or self.frame or self.bond_lengths or self.rigid_bonds:
@@ -359,7 +361,9 @@ class ScoreDynamics:
         """
         if self.family is None:
             if molecule != self.molecule:
-                raise StructureError(f"{self.name} moves {self.molecule.formula} only, not {molecule.formula}")
+                raise StructureError(
+                    f"{self.name} moves {self.molecule.formula} only, not {molecule.formula}"
+                )
             return self
         return ScoreDynamics(
             self.config,

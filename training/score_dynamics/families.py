@@ -43,7 +43,7 @@ N_CHECK = 1024  # validation pairs of each molecule for the curve
 
 @dataclass(frozen=True)
 class Member:
-    """One molecule of the training: its pairs, those for validation (may be none) and its share of a batch."""
+    """One molecule of the training: its pairs, those for validation if any, and its share of a batch."""
 
     name: str
     molecule: Molecule
@@ -189,9 +189,7 @@ def fit(
     shares = [m.batch_size / packed.samples_per_step for m in packed.members]
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        return {
-            f"{k}.{key}": value for k, draw in enumerate(draws) for key, value in draw(rng).items()
-        }
+        return {f"{k}.{key}": value for k, draw in enumerate(draws) for key, value in draw(rng).items()}
 
     def loss(net: nn.Module, k: int, rows: dict[str, Tensor]) -> Tensor:
         assert isinstance(net, GraphDenoiser)

@@ -23,7 +23,7 @@ from training.score_dynamics.families import Member, PackedFamily, fit, read_pac
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig
 from training.score_dynamics.recipe import RIGID, earlier
-from training.score_dynamics.transitions import Transitions, local_displacements, rigid_motion, transitions
+from training.score_dynamics.transitions import local_displacements, rigid_motion, transitions
 from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig
 from zoo.checkpoint import save
 from zoo.errors import ZooError
@@ -250,7 +250,7 @@ def _run(recipe: FamilyRecipe, args: argparse.Namespace, state: Path) -> int:
         args.out,
         "training",
         [result],
-        command=f"python -m {recipe.module} --data {' '.join(sorted(each.name for each in args.data))} {options}",
+        command=f"python -m {recipe.module} --data {' '.join(each.name for each in args.data)} {options}",
         seed=args.seed,
         extra={
             "loop": asdict(loop),

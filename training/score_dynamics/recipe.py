@@ -116,6 +116,7 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         **recipe.sampler,
     }
     probe = ScoreDynamicsConfig(**common, sigma_data=1.0).build()
+    assert isinstance(probe, ConditionalDenoiser)
     _, y = local_displacements(probe, before, after)
     config = ScoreDynamicsConfig(**common, sigma_data=round(float(y.square().mean().sqrt()), 4))
     return Packed(

@@ -125,6 +125,19 @@ def reference_molecule(path: Path, topology: Path | None = None) -> Molecule:
     return load_molecule(next(_frames(path, top, 1)))
 
 
+def frame_interval(path: Path, topology: Path | None = None) -> float:
+    """ps between the frames of a trajectory, by what its first frames say.
+
+    Raises
+    ------
+    StructureError : unreadable, one frame only, or a file that says nothing of times.
+    """
+    if path.suffix.lower() == _SEGMENT:
+        return _segment(path)[1]
+    top = None if topology is None else _topology(topology, path)
+    return _interval(next(_frames(path, top, 20)), path)
+
+
 def read_rollout(path: Path, molecule: Molecule, lag_time: float) -> Read:
     """A trajectory that `zoo rollout` wrote: the sites in the model's order, ``lag_time`` ps apart.
 

@@ -129,9 +129,7 @@ class Family:
         bands = np.array([self.bands.get(kind, (0.0, np.inf)) for kind in kinds])
         finite = np.isfinite(bands).all(1)
         middle, half = bands[finite].mean(1), (bands[finite, 1] - bands[finite, 0]) / 2
-        distance = np.linalg.norm(
-            positions[:, pairs[finite, 0]] - positions[:, pairs[finite, 1]], axis=-1
-        )
+        distance = np.linalg.norm(positions[:, pairs[finite, 0]] - positions[:, pairs[finite, 1]], axis=-1)
         worst: Array = (np.abs(distance - middle) / np.maximum(half, 1e-3)).max(1, initial=0.0)
         return worst / self.edge
 
@@ -159,7 +157,7 @@ def near_pairs(molecule: Molecule) -> tuple[npt.NDArray[np.int64], list[str]]:
 
 
 def measured_bands(molecules: Iterable[tuple[Molecule, Array]]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest distance (Å) of each class of pairs over molecules with positions (n, n_sites, 3)."""
+    """Lowest and highest distance (Å) of each class of pairs, of molecules with positions (n, n_sites, 3)."""
     found: dict[str, list[float]] = {}
     for molecule, positions in molecules:
         pairs, kinds = near_pairs(molecule)
@@ -172,7 +170,7 @@ def measured_bands(molecules: Iterable[tuple[Molecule, Array]]) -> dict[str, tup
 def measured_bonds(
     molecules: Sequence[tuple[Molecule, Array]], rigid_below: float
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Mean length (Å) of each class of bonds, and the classes whose lengths vary less than ``rigid_below``."""
+    """Mean length (Å) of each class of bonds, and the classes that vary by less than ``rigid_below``."""
     found: dict[str, list[Array]] = {}
     for molecule, positions in molecules:
         for (i, j), kind in zip(molecule.site_bonds, bond_classes(molecule), strict=True):

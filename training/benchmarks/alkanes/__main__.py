@@ -85,10 +85,12 @@ def geometry(model: ScoreDynamics, md: list[Any], moved: list[Any]) -> dict[str,
     n = min(len(x) for x in moved) // 10
     late = np.concatenate([x[-n:] for x in moved])
     early = np.concatenate([x[1 : n + 1] for x in moved])
-    of_md, first, last = (internals.measure(x[:: max(1, len(x) // 5000)]) for x in (np.concatenate(md), early, late))
+    of_md, first, last = (
+        internals.measure(x[:: max(1, len(x) // 5000)]) for x in (np.concatenate(md), early, late)
+    )
     n_bonds = len(model.molecule.site_bonds)
     soft = of_md.std(0) > 1e-3
-    result = {}
+    result: dict[str, Any] = {}
     for name, columns in (("bonds", slice(0, n_bonds)), ("angles", slice(n_bonds, None))):
         keep = soft[columns]
         if not keep.any():
@@ -102,7 +104,7 @@ def geometry(model: ScoreDynamics, md: list[Any], moved: list[Any]) -> dict[str,
 
 
 def speed_of_md(name: str, length: float) -> float:
-    """ps per second of OpenMM on one core: production only, 4 fs, the box that the training data came from."""
+    """ps per second of OpenMM on one core: production only, 4 fs, the box of the training data."""
     from training.reference_md.simulation import Generator, Progress
     from training.reference_md.systems import SYSTEMS
 
@@ -184,7 +186,8 @@ def _run(args: argparse.Namespace) -> int:
             args.checkpoint,
             "alkanes",
             rows,
-            command=f"python -m training.benchmarks.alkanes {model.name} --data training/reference_md/alkanes/* {options}",
+            command=f"python -m training.benchmarks.alkanes {model.name} "
+            f"--data training/reference_md/alkanes/* {options}",
             seed=args.seed,
             extra={"block_ps": BLOCK, "skipped_ps": SKIP},
         )
@@ -195,8 +198,8 @@ def _show(row: dict[str, Any]) -> None:
     seen = "trained on" if row["trained_on"] else "never seen"
     print(
         f"{row['molecule']} ({seen}): {row['md_ns']:g} ns of MD, {row['walkers']} walkers of "
-        f"{row['ps_per_walker']:g} ps, redrawn {row['redrawn_fraction']:.3%}, stopped {row['walkers_stopped']}, "
-        f"{row['rollout_ps_per_second']:.0f} ps/s"
+        f"{row['ps_per_walker']:g} ps, redrawn {row['redrawn_fraction']:.3%}, "
+        f"stopped {row['walkers_stopped']}, {row['rollout_ps_per_second']:.0f} ps/s"
     )
     for name, value in row.items():
         if isinstance(value, dict) and "md" in value:

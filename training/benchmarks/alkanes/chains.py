@@ -42,7 +42,11 @@ class Blocks:
 
 
 def measure(
-    molecule: Molecule, trajectories: Sequence[Array], interval: float, block: float, skip: float = 0.0
+    molecule: Molecule,
+    trajectories: Sequence[npt.NDArray[Any]],
+    interval: float,
+    block: float,
+    skip: float = 0.0,
 ) -> Blocks:
     """Blocks of ``block`` ps of trajectories (n_frames, n_sites, 3) Å, ``interval`` ps between frames.
 
@@ -62,7 +66,9 @@ def measure(
         # Of both neighbours in time, so that an exchange belongs to the block it ends in.
         was_trans, is_trans = last[:-1] == TRANS, last[1:] == TRANS
         known = (last[:-1] >= 0) & (last[1:] >= 0)
-        changed = np.concatenate([np.zeros((1, states.shape[1])), known & (was_trans != is_trans)]).astype(float)
+        changed = np.concatenate([np.zeros((1, states.shape[1])), known & (was_trans != is_trans)]).astype(
+            float
+        )
         distance = np.linalg.norm(x[:, ends[0]] - x[:, ends[1]], axis=-1)
         heavy = x[:, carbons]
         gyration = np.sqrt(((heavy - heavy.mean(1, keepdims=True)) ** 2).sum(-1).mean(1))
@@ -82,8 +88,8 @@ def measure(
             )
     if not rows:
         raise ValueError(f"no trajectory is as long as a block of {block:g} ps")
-    columns = [np.stack(column) for column in zip(*rows, strict=True)]
-    return Blocks(*columns, interval=interval)
+    frames, share, changes, histogram, sums, n_frames = (np.stack(c) for c in zip(*rows, strict=True))
+    return Blocks(frames, share, changes, histogram, sums, n_frames, interval)
 
 
 def states_of(angle: Array) -> npt.NDArray[np.int64]:
@@ -100,9 +106,9 @@ def states_of(angle: Array) -> npt.NDArray[np.int64]:
 def figures(blocks: Blocks, n_resamples: int = 2000, seed: int = 0, stream: int = 0) -> dict[str, Any]:
     """Each figure with its 95 % interval: ``{"gauche": [value, low, high], ...}``.
 
-    ``gauche``: share of gauche among all torsions; ``outer`` and ``inner``: of the two at the ends of the chain
-    and of the rest; ``exchanges_per_ns``: trans to gauche and back, per torsion; ``end_to_end``, ``gyration`` Å,
-    and their standard deviations.
+    ``gauche``: share of gauche among all torsions; ``outer`` and ``inner``: of the two at the ends of the
+    chain and of the rest; ``exchanges_per_ns``: trans to gauche and back, per torsion; ``end_to_end``,
+    ``gyration`` Å, and their standard deviations.
     """
     n = len(blocks.n_frames)
     weights = np.concatenate([np.ones((1, n)), resample(n, n_resamples, seed, stream)])
@@ -133,10 +139,11 @@ def figures(blocks: Blocks, n_resamples: int = 2000, seed: int = 0, stream: int 
 
 
 def compare(md: Blocks, run: Blocks, seed: int = 0) -> dict[str, Any]:
-    """Both sets of figures, the ratio of the exchange rates, and how far the torsions' histograms are apart."""
+    """Both sets of figures, the ratio of the exchange rates, and how far the histograms are apart."""
     a, b = figures(md, seed=seed, stream=0), figures(run, seed=seed, stream=1)
     result: dict[str, Any] = {
-        name: {"md": a[name], "rollout": b[name], "inside": a[name][1] <= b[name][0] <= a[name][2]} for name in a
+        name: {"md": a[name], "rollout": b[name], "inside": a[name][1] <= b[name][0] <= a[name][2]}
+        for name in a
     }
     if "gauche" in a:
         result["n_exchanges_md"] = int(md.exchanges.sum())

@@ -1,0 +1,434 @@
+"""Teach a propagator of a family your own molecule, from your own MD of it.
+
+    python -m training.finetune_dynamics sd-alkanes --trajectory run1.xtc run2.xtc --topology top.pdb \\
+        --lag 1.0 --out build/my-sd
+    python -m training.finetune_dynamics sd-alkanes --trajectory run.xtc --topology top.pdb --from-nothing
+
+Solvent is stripped, periodic images are mended, and the end of each run (or whole runs, if there are five)
+is held out.  It ends with the weights, a rollout beside the held-out MD as ``evaluation.json`` and
+``evaluation.png``, and a plain verdict.  A killed run is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.first_card import write_first_card
+from training.loop import LOG, PRECISIONS, LoopConfig
+from training.metrics import record
+from training.reference_md.segments import Segment
+from training.score_dynamics.families import Member, PackedFamily, fit, read_packed, write_packed
+from training.score_dynamics.family_recipe import family_of, spread, summary
+from training.score_dynamics.fit import printed
+from training.score_dynamics.own_md import read_runs, split
+from training.score_dynamics.packed import NoiseConfig
+from training.score_dynamics.transitions import denoising_loss, make_batches, transitions
+from zoo.analysis.dihedrals import chain_torsions, choose_dihedrals
+from zoo.analysis.evaluation import Evaluation, evaluate
+from zoo.checkpoint import save
+from zoo.errors import StructureError, ZooError
+from zoo.evaluate_command import show, start_frames
+from zoo.graph_denoiser import GraphDenoiser
+from zoo.molecules.family import Family
+from zoo.molecules.molecule import Molecule
+from zoo.molecules.sources import NM
+from zoo.rollout import roll_out
+from zoo.score_dynamics import ScoreDynamics, ScoreDynamicsConfig
+
+#: A rate or a population is trusted within this factor of MD, or inside its interval.
+FACTOR = 1.5
+#: Events in held-out MD below which nothing can be said of a rate.
+FEWEST_EVENTS = 10
+_CHECK = 2048  # held-out pairs for the loss before and after
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``word``: trust, use with care, or need more data; ``why``: one line."""
+
+    word: str
+    why: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        return run(args, Console())
+    except (ZooError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was saved last", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.finetune_dynamics",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="a propagator of a family to start from, name or folder")
+    parser.add_argument("--trajectory", type=Path, nargs="+", required=True, help="MD of one molecule")
+    parser.add_argument("--topology", type=Path, help="PDB of its atoms, for formats that do not name them")
+    parser.add_argument("--lag", type=float, default=1.0, help="ps of one step (default %(default)s)")
+    parser.add_argument("--interval", type=float, help="ps between frames, if the files do not say")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--name", help="of the new checkpoint (default: the folder's)")
+    parser.add_argument(
+        "--from-nothing", action="store_true", help="random weights instead of the checkpoint's"
+    )
+    parser.add_argument("--held-out", type=float, default=0.3, help="share of the MD (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="of training (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="(default %(default)s)")
+    parser.add_argument("--learning-rate", type=float, help="default 5e-4, or 1.5e-3 from nothing")
+    parser.add_argument("--dihedral", action="append", default=[], help='"C1 C2 C3 C4", for the report')
+    parser.add_argument("--walkers", type=int, default=16, help="of the report (default %(default)s)")
+    parser.add_argument("--rollout", type=float, default=500.0, help="ps of each (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--threads", type=int, default=1, help="of the report (default %(default)s)")
+    parser.add_argument("--log-every", type=int, default=100, help="steps between reports")
+    parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
+    return parser
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Fine-tune and report; the exit status."""
+    if not 0.1 <= args.held_out <= 0.9:
+        raise ZooError(f"--held-out is {args.held_out:g}: a share from 0.1 to 0.9 is needed")
+    for option in ("lag", "rollout"):
+        if not (math.isfinite(getattr(args, option)) and getattr(args, option) > 0):
+            raise ZooError(f"--{option} is {getattr(args, option):g}: a positive number of ps is needed")
+    old = ScoreDynamics.from_pretrained(args.checkpoint)
+    if old.family is None:
+        raise ZooError(
+            f"{old.name} moves one molecule only; start from a checkpoint of a family, such as sd-alkanes"
+        )
+    if not args.from_nothing and not math.isclose(args.lag, old.lag_time, rel_tol=1e-6):
+        raise ZooError(
+            f"{old.name} takes steps of {old.lag_time:g} ps: for --lag {args.lag:g} train --from-nothing"
+        )
+    molecule, runs = read_runs(args.trajectory, args.topology, args.lag, args.interval)
+    dihedrals = named_dihedrals(molecule, args.dihedral)
+    training, validation, held_out = split(runs, args.lag, args.held_out)
+    total = sum((len(r.positions) - 1) * r.interval for r in runs)
+    n = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
+    console.print(
+        f"{molecule.formula}: {total:,.0f} ps of MD in {n}, "
+        f"frames every {runs[0].interval:g} ps; "
+        f"{sum(len(s.positions) for s in training)} frames to train on, "
+        f"{sum(len(s.positions) for s in validation)} to check with, "
+        f"{sum(len(s.positions) for s in held_out)} held out",
+        highlight=False,
+    )
+    if jumps := sum(r.jumps for r in runs):
+        console.print(f"{jumps} jumps across the box mended", highlight=False)
+    state = args.out.with_name(args.out.name + "-training")
+    path = state / "data.safetensors"
+    write_packed(path, _packed(args, old, molecule, training, validation))
+    packed = read_packed(path)
+    start_from = None
+    if not args.from_nothing:
+        start_from = state / "start.safetensors"
+        save_file(widened(old, packed), start_from)
+    loop = LoopConfig(
+        n_steps=args.steps,
+        learning_rate=args.learning_rate or (1.5e-3 if args.from_nothing else 5e-4),
+        warmup=min(200, max(args.steps // 10, 1)),
+        seed=args.seed,
+        log_every=args.log_every,
+        precision=args.precision,
+    )
+    model, average = fit(
+        packed, state, loop, start_from=start_from, stop_after=args.stop_after, report=printed(state)
+    )
+    rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    if rows[-1]["step"] < loop.n_steps:
+        console.print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
+        return 0
+    before = None if start_from is None else held_out_loss(_started(packed, start_from), packed, held_out)
+    model.load_state_dict(average, strict=False)
+    after = held_out_loss(model, packed, held_out)
+    save(args.out, packed.config, model.state_dict())
+    result = summary(packed, rows, sum(p.numel() for p in model.parameters()), args.precision, args.threads)
+    result |= {
+        "loss_before": before,
+        "loss_after": after,
+        "md_ps": round(total, 3),
+        "started_from": None if args.from_nothing else old.checkpoint_id,
+    }
+    record(
+        args.out, "training", [result], command=_command(args, old), seed=args.seed,
+        extra={
+            "loop": dataclasses.asdict(loop),
+            "segments": packed.segments,
+            "earlier": [] if args.from_nothing else _earlier(old),
+        },
+    )  # fmt: skip
+    new = ScoreDynamics.from_pretrained(args.out, source="local").of(molecule)
+    found, made = _report(args, new, held_out, dihedrals)
+    console.print(
+        f"\nheld-out loss {'' if before is None else f'{before:.4f} before, '}{after:.4f} after training",
+        highlight=False,
+    )
+    if found is not None:
+        show(found, console)
+        found.save_json(args.out / "evaluation.json")
+        found.save_png(args.out / "evaluation.png")
+    verdict = judged(found, made, before, after, total)
+    record(
+        args.out, "evaluation", figures(found), command=_command(args, old), seed=args.seed,
+        extra={"verdict": verdict.word, "why": verdict.why, **made},
+    )  # fmt: skip
+    write_first_card(args.out)
+    console.print(f"\n[bold]{verdict.word}[/bold]: {verdict.why}", highlight=False, soft_wrap=True)
+    console.print(f"written to {args.out}", highlight=False)
+    return 0
+
+
+def named_dihedrals(molecule: Molecule, wanted: Sequence[str]) -> list[str] | None:
+    """Dihedrals for the report: those asked for, phi and psi, or two along a chain; None: there are none.
+
+    Raises
+    ------
+    StructureError : one that was asked for is not in the molecule.
+    """
+    if wanted:
+        choose_dihedrals(molecule, wanted)
+        return list(wanted)
+    try:
+        chosen = choose_dihedrals(molecule, None).quadruples
+    except StructureError:
+        chosen = chain_torsions(molecule)[:2]
+    return [" ".join(map(str, each)) for each in chosen] or None
+
+
+def _packed(
+    args: argparse.Namespace,
+    old: ScoreDynamics,
+    molecule: Molecule,
+    training: list[Segment],
+    validation: list[Segment],
+) -> PackedFamily:
+    """Training data and config: what the old family knew, and what this molecule adds."""
+    assert old.family is not None
+    member = Member(
+        "molecule",
+        molecule,
+        transitions(training, molecule.sites, args.lag),
+        transitions(validation, molecule.sites, args.lag),
+        args.batch_size,
+    )
+    new = replace(family_of([member]), molecules=(f"{args.trajectory[0].stem} ({molecule.formula})",))
+    elements = list(dict.fromkeys([*old.config.architecture["elements"], *molecule.elements]))
+    sigma_data = old.config.sigma_data
+    if args.from_nothing:
+        sigma_data = round(spread([member]), 4)
+    config = ScoreDynamicsConfig(
+        **{
+            **{f.name: getattr(old.config, f.name) for f in dataclasses.fields(old.config)},
+            "name": args.name or args.out.name,
+            "version": "0.1.0",
+            "lag_time": args.lag,
+            "sigma_data": sigma_data,
+            "architecture": {**old.config.architecture, "elements": elements},
+            "forcefield": "that of the trajectories",
+            "family": (new if args.from_nothing else joined(old.family, new)).to_json(),
+        }
+    )
+    config.check()
+    return PackedFamily(
+        config.to_dict(),
+        (member,),
+        NoiseConfig(),
+        {
+            "training": [s.name for s in training],
+            "validation": [s.name for s in validation],
+            "held_out": [],
+        },
+    )
+
+
+def joined(old: Family, new: Family) -> Family:
+    """Both families: what was measured anew counts where both know something, bands are as wide as either."""
+    bands = dict(old.bands)
+    for kind, (low, high) in new.bands.items():
+        before = bands.get(kind, (low, high))
+        bands[kind] = (min(low, before[0]), max(high, before[1]))
+    rigid = [kind for kind in old.rigid_bonds if kind not in new.bond_lengths]
+    # The law keeps its exponent and goes through what was measured.
+    return Family(
+        molecules=tuple(dict.fromkeys([*old.molecules, *new.molecules])),
+        environments=tuple(sorted({*old.environments, *new.environments})),
+        bond_lengths={**old.bond_lengths, **new.bond_lengths},
+        rigid_bonds=tuple(sorted({*rigid, *new.rigid_bonds})),
+        bands=bands,
+        edge=max(old.edge, new.edge),
+        translation=new.translation,
+        rotation=new.rotation,
+        example=new.example,
+    )
+
+
+def widened(old: ScoreDynamics, packed: PackedFamily) -> dict[str, Tensor]:
+    """The old weights, with random vectors for elements that are new."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = packed.build().state_dict()
+    weights = {}
+    for name, value in old.denoiser.state_dict().items():
+        if value.shape == fresh[name].shape:
+            weights[name] = value.clone()
+        else:
+            weights[name] = fresh[name].clone()
+            weights[name][: len(value)] = value
+    return weights
+
+
+def _started(packed: PackedFamily, weights: Path) -> GraphDenoiser:
+    from safetensors.torch import load_file
+
+    model = packed.build()
+    model.load_state_dict(load_file(weights))
+    return model
+
+
+def held_out_loss(model: GraphDenoiser, packed: PackedFamily, held_out: Sequence[Segment]) -> float:
+    """Denoising loss on frames that neither training nor its curve has seen."""
+    member = packed.members[0]
+    data = transitions(held_out, member.molecule.sites, member.training.lag_time)
+    rows = make_batches(data, _CHECK, 0.0)(np.random.default_rng(1))
+    one: Any = model.of(member.molecule)
+    with torch.no_grad():
+        value = denoising_loss(one, rows, packed.noise.sigma_mean, packed.noise.sigma_std)
+    return round(float(value), 5)
+
+
+def _report(
+    args: argparse.Namespace, model: ScoreDynamics, held_out: Sequence[Segment], dihedrals: list[str] | None
+) -> tuple[Evaluation | None, dict[str, Any]]:
+    """A rollout from held-out frames beside held-out MD, and how it went."""
+    every = round(args.lag / held_out[0].dt)
+    md = [s.positions[::every] for s in held_out]
+    steps = max(50, round(args.rollout / args.lag))
+    start = start_frames(model, md, args.walkers)
+    result = roll_out(model, start, steps, args.walkers, args.seed, keep=True, threads=args.threads)
+    made = {
+        "walkers": args.walkers,
+        "steps": steps,
+        "redrawn_fraction": result.report.redrawn_fraction,
+        "walkers_stopped": len(result.report.stopped),
+        "ps_per_second": result.report.ps_per_second,
+    }
+    moved = [each.xyz * np.float32(NM) for each in result.trajectories if len(each) > 1]
+    if dihedrals is None or not moved:
+        return None, made
+    found = evaluate(moved, md, model.molecule, args.lag, dihedrals=dihedrals, seed=args.seed)
+    found.details["checkpoint"] = model.checkpoint_id
+    found.details["rollout"] = made
+    return found, made
+
+
+def figures(found: Evaluation | None) -> list[dict[str, Any]]:
+    """Populations and first-passage times for metrics and card."""
+    if found is None:
+        return []
+    rows = []
+    for each in found.quantities:
+        if each.kind in ("population", "mfpt"):
+            md, ours = each.reference, each.rollout
+            rows.append(
+                {
+                    "kind": each.kind, "name": each.name,
+                    "md": md.value, "md_low": md.low, "md_high": md.high,
+                    "rollout": ours.value, "rollout_low": ours.low, "rollout_high": ours.high,
+                    "verdict": each.verdict,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def judged(
+    found: Evaluation | None, made: dict[str, Any], before: float | None, after: float, md_ps: float
+) -> Verdict:
+    """What to make of it: populations and times of the rollout against those of held-out MD."""
+    if made["walkers_stopped"] or made["redrawn_fraction"] > 0.05:
+        return Verdict(
+            "need more data",
+            f"{made['redrawn_fraction']:.1%} of steps were redrawn and {made['walkers_stopped']} of "
+            f"{made['walkers']} walkers stopped: the molecule does not hold together yet; train longer "
+            "(--steps) or on more MD",
+        )
+    if before is not None and after > before:
+        return Verdict(
+            "use with care",
+            f"held-out MD is less likely than before training ({before:.4f} to {after:.4f}): keep the "
+            "checkpoint that you started from, or give more MD",
+        )
+    if found is None:
+        return Verdict(
+            "use with care", "the molecule stays whole, and it has no torsion by which to compare it with MD"
+        )
+    passages = found.of_kind("mfpt")
+    events = sum(q.reference.events for q in passages)
+    if passages and events < FEWEST_EVENTS:
+        more = math.ceil(md_ps * (FEWEST_EVENTS / max(events, 1) - 1) / 100) / 10
+        return Verdict(
+            "need more data",
+            f"held-out MD has {events} exchanges between basins, and rates need {FEWEST_EVENTS}: "
+            f"about {more:g} ns more MD would do",
+        )
+    off = [
+        f"{q.kind} {q.name} ({q.verdict})"
+        for q in found.quantities
+        if q.kind in ("population", "mfpt")
+        and not q.inside
+        and q.ratio is not None
+        and not 1 / FACTOR <= q.ratio <= FACTOR
+    ]
+    if off:
+        return Verdict(
+            "use with care", f"not within a factor {FACTOR:g} of held-out MD: {'; '.join(off[:3])}"
+        )
+    return Verdict(
+        "trust",
+        f"populations and times between basins are inside MD's intervals or within a factor {FACTOR:g} of "
+        "it, as far as the held-out MD can tell",
+    )
+
+
+def _earlier(old: ScoreDynamics) -> list[dict[str, Any]]:
+    section = old.metrics.get("sections", {}).get("training")
+    if section is None:
+        return []
+    return [*section.get("earlier", []), {**section["results"][0], "command": section["command"]}]
+
+
+def _command(args: argparse.Namespace, old: ScoreDynamics) -> str:
+    names = " ".join(path.name for path in args.trajectory)
+    topology = "" if args.topology is None else f" --topology {args.topology.name}"
+    nothing = " --from-nothing" if args.from_nothing else ""
+    return (
+        f"python -m training.finetune_dynamics {old.name} --trajectory {names}{topology} --lag {args.lag:g} "
+        f"--steps {args.steps} --out {args.out.name}{nothing}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
