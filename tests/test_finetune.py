@@ -268,7 +268,9 @@ def test_mistakes_are_told_before_anything_starts(
         return line
 
     out = tmp_path / "out"
-    assert "is a propagator" in told("sd-alanine-dipeptide", "--structure", fluorite, "-o", out)
+    assert "is score dynamics: it learns from --trajectory" in told(
+        "sd-alanine-dipeptide", "--structure", fluorite, "-o", out
+    )
     assert "no such file" in told("denoiser-elements", "--structure", tmp_path / "no.cif", "-o", out)
     assert "did you mean" in told("denoiser-element", "--structure", fluorite, "-o", out)
     out.mkdir()

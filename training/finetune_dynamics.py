@@ -339,7 +339,10 @@ def _report(
     moved = [each.xyz * np.float32(NM) for each in result.trajectories if len(each) > 1]
     if dihedrals is None or not moved:
         return None, made
-    found = evaluate(moved, md, model.molecule, args.lag, dihedrals=dihedrals, seed=args.seed)
+    try:
+        found = evaluate(moved, md, model.molecule, args.lag, dihedrals=dihedrals, seed=args.seed)
+    except StructureError as error:  # walkers that stopped at once, or hardly any MD: the weights are kept
+        return None, {**made, "not_compared": str(error)}
     found.details["checkpoint"] = model.checkpoint_id
     found.details["rollout"] = made
     return found, made
@@ -381,6 +384,8 @@ def judged(
             f"held-out MD is less likely than before training ({before:.4f} to {after:.4f}): keep the "
             "checkpoint that you started from, or give more MD",
         )
+    if "not_compared" in made:
+        return Verdict("need more data", made["not_compared"])
     if found is None:
         return Verdict(
             "use with care", "the molecule stays whole, and it has no torsion by which to compare it with MD"

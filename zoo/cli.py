@@ -216,7 +216,7 @@ def rollout(
 class _WithLists(TyperCommand):
     """A command whose list options take several values at once, as the shell's ``md/*.xtc`` gives them."""
 
-    lists = ("--reference", "--rollout", "--structure")
+    lists = ("--reference", "--rollout", "--structure", "--trajectory")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[str] = []
@@ -477,39 +477,68 @@ def train(
 @app.command(cls=_WithLists)
 def finetune(
     name: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A denoiser: name from 'zoo list', or a folder.")
-    ],
-    structure: Annotated[
-        list[Path],
-        typer.Option("--structure", metavar="CRYSTAL...", help="Perfect crystals: CIF, POSCAR, ..."),
+        str, typer.Argument(metavar="CHECKPOINT", help="To start from: name from 'zoo list', or a folder.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The new checkpoint.")],
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="At most, of training.")] = 15.0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="At most, of training.")] = 600,
+    structure: Annotated[
+        list[Path] | None,
+        typer.Option("--structure", metavar="CRYSTAL...", help="For a denoiser: perfect crystals."),
+    ] = None,
+    trajectory: Annotated[
+        list[Path] | None,
+        typer.Option("--trajectory", metavar="MD...", help="For score dynamics: MD of one molecule."),
+    ] = None,
+    topology: Annotated[
+        Path | None, typer.Option("--topology", help="PDB of the atoms of the MD, solvent and all.")
+    ] = None,
+    lag: Annotated[float | None, typer.Option("--lag", help="ps of one step of score dynamics (1).")] = None,
+    interval: Annotated[
+        float | None, typer.Option("--interval", help="ps between frames, if the files do not say.")
+    ] = None,
+    dihedral: Annotated[
+        list[str] | None, typer.Option("--dihedral", help='For the report: "C1 C2 C3 C4"; repeatable.')
+    ] = None,
+    from_nothing: Annotated[
+        bool, typer.Option("--from-nothing", help="Score dynamics: random weights to start from.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.1, help="Denoiser: at most, of training (15).")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of training (denoiser at most 600, else 3000).")
+    ] = None,
     rehearsal: Annotated[
-        float, typer.Option("--rehearsal", min=0.0, max=0.99, help="Share of old lattices.")
-    ] = 0.5,
+        float | None,
+        typer.Option("--rehearsal", min=0.0, max=0.99, help="Denoiser: share of old lattices (0.5)."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the training.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FOLDER if it exists.")] = False,
 ) -> None:
-    """Teach a denoiser crystals of your own, from nothing but their perfect structures; takes minutes.
+    """Teach a checkpoint a crystal or a molecule of your own; takes minutes.
 
-    It stops by itself when held-out noised copies come back, and reports up to which noise they do, and
-    what was forgotten of the old lattices.  The same command continues a run that was interrupted.
+    A denoiser learns from perfect structures alone.  It stops by itself when held-out noised copies come
+    back, and reports up to which noise they do, and what was forgotten of the old lattices.
+
+    Score dynamics learns from your own MD, in water or not: solvent is stripped, periodic images are
+    mended, a part is held out.  It ends with free energies and rates beside held-out MD, and a verdict.
+
+    The same command continues a run that was interrupted.
 
     \b
     Examples:
       zoo finetune denoiser-elements --structure my.cif -o my-denoiser
       zoo finetune denoiser-elements --structure a.cif b.vasp -o mine --minutes 30
+      zoo finetune sd-alkanes --trajectory 'run*.xtc' --topology top.pdb --lag 1.0 -o my-sd
     """
     from zoo.finetune_command import finetune as run
 
-    arguments = [
-        f"--minutes={minutes}", f"--steps={steps}", f"--rehearsal={rehearsal}", f"--seed={seed}",
-        f"--workers={workers}",
-    ]  # fmt: skip
-    raise typer.Exit(run(name, structure, output, arguments, overwrite=overwrite))
+    given = {
+        "--minutes": minutes, "--rehearsal": rehearsal, "--lag": lag, "--interval": interval,
+        "--topology": topology, "--dihedral": dihedral, "--from-nothing": from_nothing, "--steps": steps,
+        "--seed": seed, "--workers": workers,
+    }  # fmt: skip
+    raise typer.Exit(run(name, structure or [], trajectory or [], output, given, overwrite=overwrite))
 
 
 @app.command()

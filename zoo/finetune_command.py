@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo import checkpoint, hub
 from zoo.errors import StructureError, ZooError
@@ -14,14 +16,25 @@ from zoo.train_command import environment, recipe_file
 _KILLED = 128
 
 
+_OF_DENOISERS = ("--minutes", "--rehearsal")
+_OF_DYNAMICS = ("--lag", "--interval", "--topology", "--dihedral", "--from-nothing")
+
+
 def finetune(
-    name: str, structures: Sequence[Path], out: Path, arguments: Sequence[str], *, overwrite: bool = False
+    name: str,
+    structures: Sequence[Path],
+    trajectories: Sequence[Path],
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
 ) -> int:
-    """Fine-tune a denoiser on perfect crystals; returns the exit status of the recipe.
+    """Fine-tune a denoiser on perfect crystals or a propagator on MD; returns the recipe's exit status.
 
     Raises
     ------
-    ZooError : recipes are not installed; no structure, or one that is not there; the output exists.
+    ZooError : recipes are not installed; an option of the other kind of checkpoint; the output exists.
+    StructureError : no structure or trajectory, or one that is not there.
     CheckpointError, UnknownCheckpointError : the checkpoint cannot be opened.
     """
     if not recipe_file("cards").is_file():
@@ -31,21 +44,48 @@ def finetune(
         )
     # Cheapest checks first; the recipe makes those of the structures themselves.
     kind = checkpoint.read_config(hub.locate(name, network=False).folder)["kind"]
-    if kind != "denoiser":
-        raise ZooError(
-            f"{name} is a propagator: only denoisers can be fine-tuned so far, with --structure; to train a "
-            "propagator on your own MD, see `zoo train`"
-        )
-    if not structures:
-        raise ZooError("no structure: give perfect crystals, --structure my.cif")
-    for path in structures:
+    dynamics = kind == "score-dynamics"
+    what, wanted, other = (
+        ("score dynamics", "--trajectory", "--structure")
+        if dynamics
+        else ("a denoiser", "--structure", "--trajectory")
+    )
+    files = trajectories if dynamics else structures
+    if structures if dynamics else trajectories:
+        raise ZooError(f"{name} is {what}: it learns from {wanted}, not from {other}")
+    wrong = [key for key in (_OF_DENOISERS if dynamics else _OF_DYNAMICS) if options.get(key)]
+    if wrong:
+        raise ZooError(f"{name} is {what}, which has no {wrong[0]}")
+    if not files:
+        example = "MD of your molecule, --trajectory run.xtc" if dynamics else "crystals, --structure my.cif"
+        raise StructureError(f"nothing to learn from: give {example}")
+    files = expanded(files)
+    topology = options.get("--topology")
+    for path in (*files, *([topology] if topology is not None else [])):
         if not path.is_file():
             raise StructureError(f"{path}: there is no such file")
     if (out / checkpoint.CONFIG).exists() and not overwrite:
         raise ZooError(f"{out} exists already: use --overwrite, or another name with -o")
+    arguments = []
+    for key, value in options.items():
+        if value is None or value is False or value == [] or (dynamics and key == "--workers"):
+            continue
+        if value is True:
+            arguments.append(key)
+        else:
+            arguments += [f"{key}={each}" for each in (value if isinstance(value, list) else [value])]
     command = [
-        sys.executable, "-m", "training.finetune_denoiser", name, "--structure", *map(str, structures),
-        "--out", str(out), *arguments,
+        sys.executable, "-m", f"training.finetune_{'dynamics' if dynamics else 'denoiser'}", name,
+        wanted, *map(str, files), "--out", str(out), *arguments,
     ]  # fmt: skip
     status = subprocess.run(command, check=False, env=environment()).returncode
     return _KILLED - status if status < 0 else status
+
+
+def expanded(paths: Sequence[Path]) -> list[Path]:
+    """Patterns that the shell did not expand, such as ``'run*.xtc'``; matches in the order of their names."""
+    found: list[Path] = []
+    for path in paths:
+        matches = [] if path.exists() or not glob.has_magic(path.name) else path.parent.glob(path.name)
+        found += sorted(matches) or [path]
+    return found

@@ -130,8 +130,8 @@ class GraphTransformer(nn.Module):
             vectors = positions.new_zeros(len(positions), n, self.config.vectors, 3)
             for block, own in zip(self.blocks, bias.split(3 * heads, 1), strict=True):
                 h, vectors = block(h, vectors, own, arrows, told)
-            gates = self.leave(self.norm(h)).float()
-            moved = (gates[..., None, :-1] @ vectors.float())[..., 0, :]
+            gates = self.leave(self.norm(h)).to(positions.dtype)
+            moved = (gates[..., None, :-1] @ vectors.to(positions.dtype))[..., 0, :]
             result: Tensor = moved + gates[..., -1:] * displacement * scale
             return result
 

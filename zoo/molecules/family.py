@@ -7,6 +7,7 @@ molecules that were not trained on, as long as each of their atoms has surroundi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -170,7 +171,10 @@ def measured_bands(molecules: Iterable[tuple[Molecule, Array]]) -> dict[str, tup
 def measured_bonds(
     molecules: Sequence[tuple[Molecule, Array]], rigid_below: float
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Mean length (Å) of each class of bonds, and the classes that vary by less than ``rigid_below``."""
+    """Mean length (Å) of each class of bonds, and the classes that vary by less than ``rigid_below``.
+
+    Only bonds to an atom without other bonds, such as hydrogen, can be put back at their length.
+    """
     found: dict[str, list[Array]] = {}
     for molecule, positions in molecules:
         for (i, j), kind in zip(molecule.site_bonds, bond_classes(molecule), strict=True):
@@ -178,8 +182,12 @@ def measured_bonds(
     lengths = {kind: np.concatenate(each) for kind, each in sorted(found.items())}
     return (
         {kind: round(float(each.mean()), 4) for kind, each in lengths.items()},
-        tuple(kind for kind, each in lengths.items() if each.std() < rigid_below),
+        tuple(kind for kind, each in lengths.items() if each.std() < rigid_below and _has_free_end(kind)),
     )
+
+
+def _has_free_end(kind: str) -> bool:
+    return any(re.fullmatch(r"[A-Z][a-z]?1", label) for label in kind.split("-"))
 
 
 def _labels(molecule: Molecule) -> list[str]:
