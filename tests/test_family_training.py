@@ -16,10 +16,13 @@ import torch
 from training import finetune_dynamics
 from training.benchmarks.alkanes.chains import MINUS, PLUS, TRANS, compare, figures, measure, states_of
 from training.loop import LoopConfig
+from training.own_simulation import calculator, simulate
+from training.reference_md.segments import read_record
 from training.score_dynamics.families import fit, read_packed, write_packed
 from training.score_dynamics.family_recipe import FamilyRecipe, pack, power_law
 from training.score_dynamics.own_md import mended, read_runs, split
 from training.sd_alkanes import RECIPE
+from zoo.analysis.trajectories import frame_interval, reference_molecule
 from zoo.checkpoint import read_metrics
 from zoo.cli import main as cli
 from zoo.errors import StructureError, ZooError
@@ -161,8 +164,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Butane as XTC files of 300 ps with 0.2 ps between frames, and their topology."""
     folder = tmp_path_factory.mktemp("own")
     topology = mdtraj.load_topology(str(DATA / "butane" / "topology.pdb"))
-    from training.reference_md.segments import read_record
-
     x = read_record(DATA / "butane" / "segment-000.npz").pos_nm
     time = 0.2 * np.arange(len(x))
     files = {"topology": folder / "top.pdb", "run": folder / "run.xtc"}
@@ -334,3 +335,62 @@ def test_a_propagator_of_one_molecule_or_another_lag_is_refused(
     assert "moves one molecule only" in capsys.readouterr().err
     assert finetune_dynamics.main([str(base), *given, "--lag", "2.0"]) == 1
     assert "train --from-nothing" in capsys.readouterr().err
+
+
+# --- MD for those who have none -----------------------------------------------------------------------
+
+
+def test_md_by_an_ase_calculator_goes_on_where_it_was(tmp_path: Path) -> None:
+    """EMT knows C and H; it is no force field for chemistry, and good enough for this."""
+    start = tmp_path / "methane.xyz"
+    start.write_text(
+        "5\n\nC 0 0 0\nH 0.63 0.63 0.63\nH -0.63 -0.63 0.63\nH -0.63 0.63 -0.63\nH 0.63 -0.63 -0.63\n"
+    )
+    emt = "ase.calculators.emt:EMT"
+    path = simulate(start, tmp_path / "md", 0.4, [], emt, None)
+    first = read_record(path).pos_nm
+    simulate(start, tmp_path / "md", 0.8, [], emt, None)
+    longer = read_record(path).pos_nm
+    assert (len(first), len(longer)) == (3, 5)
+    np.testing.assert_array_equal(longer[:3], first)
+    whole = read_record(simulate(start, tmp_path / "whole", 0.8, [], emt, None)).pos_nm
+    assert np.abs(whole - longer).max() < 1e-3  # nm; the state is kept as text
+    assert reference_molecule(path).formula == "CH4"
+    assert frame_interval(path) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "model", "message"),
+    [
+        ("mace", None, "needs the file of a model"),
+        ("mace", "no.model", "there is no such file"),
+        ("nowhere:Thing", None, "give mace, or package.module:Class"),
+        ("ase.calculators.emt", None, "give mace, or package.module:Class"),
+    ],
+)
+def test_calculators_that_are_not_there_are_told(spec: str, model: str | None, message: str) -> None:
+    with pytest.raises(ZooError, match=message):
+        calculator(spec, None if model is None else Path(model))
+
+
+def test_a_calculator_that_cannot_do_the_molecule_is_told(tmp_path: Path) -> None:
+    start = tmp_path / "silane.xyz"
+    start.write_text(
+        "5\n\nSi 0 0 0\nH 0.85 0.85 0.85\nH -0.85 -0.85 0.85\nH -0.85 0.85 -0.85\nH 0.85 -0.85 -0.85\n"
+    )
+    with pytest.raises(StructureError, match="EMT cannot do H4Si"):
+        simulate(start, tmp_path / "md", 0.4, [], "ase.calculators.emt:EMT", None)
+
+
+def test_a_molecule_without_parameters_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("openmm")
+    start = tmp_path / "methane.xyz"
+    start.write_text(
+        "5\n\nC 0 0 0\nH 0.63 0.63 0.63\nH -0.63 -0.63 0.63\nH -0.63 0.63 -0.63\nH 0.63 -0.63 -0.63\n"
+    )
+    with pytest.raises(StructureError, match="has no parameters for this molecule: give OpenMM's XML"):
+        simulate(start, tmp_path / "md", 1.0, [], None, None)
+    with pytest.raises(StructureError, match=r"no\.xml"):
+        simulate(start, tmp_path / "md", 1.0, ["no.xml"], None, None)
+    with pytest.raises(ZooError, match=r"at least 0\.2 ps"):
+        simulate(start, tmp_path / "md", 0.0, [], None, None)

@@ -2,6 +2,7 @@
 
     python -m training.finetune_dynamics sd-alkanes --trajectory run1.xtc run2.xtc --topology top.pdb \\
         --lag 1.0 --out build/my-sd
+    python -m training.finetune_dynamics sd-alkanes --md molecule.pdb --md-ps 1000 --out build/my-sd
     python -m training.finetune_dynamics sd-alkanes --trajectory run.xtc --topology top.pdb --from-nothing
 
 Solvent is stripped, periodic images are mended, and the end of each run (or whole runs, if there are five)
@@ -30,6 +31,7 @@ from torch import Tensor
 from training.first_card import write_first_card
 from training.loop import LOG, PRECISIONS, LoopConfig
 from training.metrics import record
+from training.own_simulation import simulate
 from training.reference_md.segments import Segment
 from training.score_dynamics.families import Member, PackedFamily, fit, read_packed, write_packed
 from training.score_dynamics.family_recipe import family_of, spread, summary
@@ -84,7 +86,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="a propagator of a family to start from, name or folder")
-    parser.add_argument("--trajectory", type=Path, nargs="+", required=True, help="MD of one molecule")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--trajectory", type=Path, nargs="+", help="MD of one molecule")
+    source.add_argument("--md", type=Path, metavar="MOLECULE", help="make MD of this molecule first")
+    parser.add_argument("--md-ps", type=float, default=500.0, help="length of that MD (default %(default)s)")
+    parser.add_argument(
+        "--force-field", nargs="+", default=[], help="of that MD, see training.own_simulation"
+    )
+    parser.add_argument("--calculator", help="of that MD, see training.own_simulation")
+    parser.add_argument("--model", type=Path, help="of the calculator")
     parser.add_argument("--topology", type=Path, help="PDB of its atoms, for formats that do not name them")
     parser.add_argument("--lag", type=float, default=1.0, help="ps of one step (default %(default)s)")
     parser.add_argument("--interval", type=float, help="ps between frames, if the files do not say")
@@ -102,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rollout", type=float, default=500.0, help="ps of each (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--threads", type=int, default=1, help="of the report (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of MD and report (default %(default)s)")
     parser.add_argument("--log-every", type=int, default=100, help="steps between reports")
     parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
     return parser
@@ -124,6 +134,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ZooError(
             f"{old.name} takes steps of {old.lag_time:g} ps: for --lag {args.lag:g} train --from-nothing"
         )
+    if args.md is not None:
+        made = simulate(
+            args.md, args.out.with_name(args.out.name + "-md"), args.md_ps, args.force_field, args.calculator,
+            args.model, args.threads,
+        )  # fmt: skip
+        args.trajectory = [made]
     molecule, runs = read_runs(args.trajectory, args.topology, args.lag, args.interval)
     dihedrals = named_dihedrals(molecule, args.dihedral)
     training, validation, held_out = split(runs, args.lag, args.held_out)
@@ -182,7 +198,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         },
     )  # fmt: skip
     new = ScoreDynamics.from_pretrained(args.out, source="local").of(molecule)
-    found, made = _report(args, new, held_out, dihedrals)
+    found, walked = _report(args, new, held_out, dihedrals)
     console.print(
         f"\nheld-out loss {'' if before is None else f'{before:.4f} before, '}{after:.4f} after training",
         highlight=False,
@@ -191,10 +207,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         show(found, console)
         found.save_json(args.out / "evaluation.json")
         found.save_png(args.out / "evaluation.png")
-    verdict = judged(found, made, before, after, total)
+    verdict = judged(found, walked, before, after, total)
     record(
         args.out, "evaluation", figures(found), command=_command(args, old), seed=args.seed,
-        extra={"verdict": verdict.word, "why": verdict.why, **made},
+        extra={"verdict": verdict.word, "why": verdict.why, **walked},
     )  # fmt: skip
     write_first_card(args.out)
     console.print(f"\n[bold]{verdict.word}[/bold]: {verdict.why}", highlight=False, soft_wrap=True)
@@ -426,11 +442,14 @@ def _earlier(old: ScoreDynamics) -> list[dict[str, Any]]:
 
 
 def _command(args: argparse.Namespace, old: ScoreDynamics) -> str:
-    names = " ".join(path.name for path in args.trajectory)
+    given = "--trajectory " + " ".join(path.name for path in args.trajectory)
+    if args.md is not None:
+        given = f"--md {args.md.name} --md-ps {args.md_ps:g}"
+        given += f" --calculator {args.calculator}" if args.calculator else ""
     topology = "" if args.topology is None else f" --topology {args.topology.name}"
     nothing = " --from-nothing" if args.from_nothing else ""
     return (
-        f"python -m training.finetune_dynamics {old.name} --trajectory {names}{topology} --lag {args.lag:g} "
+        f"python -m training.finetune_dynamics {old.name} {given}{topology} --lag {args.lag:g} "
         f"--steps {args.steps} --out {args.out.name}{nothing}"
     )
 

@@ -216,7 +216,7 @@ def rollout(
 class _WithLists(TyperCommand):
     """A command whose list options take several values at once, as the shell's ``md/*.xtc`` gives them."""
 
-    lists = ("--reference", "--rollout", "--structure", "--trajectory")
+    lists = ("--reference", "--rollout", "--structure", "--trajectory", "--force-field")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[str] = []
@@ -488,6 +488,20 @@ def finetune(
         list[Path] | None,
         typer.Option("--trajectory", metavar="MD...", help="For score dynamics: MD of one molecule."),
     ] = None,
+    md: Annotated[
+        Path | None, typer.Option("--md", metavar="MOLECULE", help="Or make MD of this molecule first.")
+    ] = None,
+    md_ps: Annotated[float | None, typer.Option("--md-ps", help="ps of that MD (500).")] = None,
+    force_field: Annotated[
+        list[str] | None, typer.Option("--force-field", metavar="XML...", help="Of that MD, for OpenMM.")
+    ] = None,
+    calculator: Annotated[
+        str | None,
+        typer.Option("--calculator", help="MD by ASE instead: mace, or package.module:Class."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Of the calculator; a MACE file is a pickle, so trust it.")
+    ] = None,
     topology: Annotated[
         Path | None, typer.Option("--topology", help="PDB of the atoms of the MD, solvent and all.")
     ] = None,
@@ -530,11 +544,15 @@ def finetune(
       zoo finetune denoiser-elements --structure my.cif -o my-denoiser
       zoo finetune denoiser-elements --structure a.cif b.vasp -o mine --minutes 30
       zoo finetune sd-alkanes --trajectory 'run*.xtc' --topology top.pdb --lag 1.0 -o my-sd
+      zoo finetune sd-alkanes --md molecule.pdb --md-ps 1000 -o my-sd
+      zoo finetune sd-alkanes --md molecule.pdb --calculator mace --model mace.model -o my-sd
     """
     from zoo.finetune_command import finetune as run
 
     given = {
-        "--minutes": minutes, "--rehearsal": rehearsal, "--lag": lag, "--interval": interval,
+        "--md": md, "--md-ps": md_ps, "--force-field": force_field, "--calculator": calculator,
+        "--model": model, "--minutes": minutes, "--rehearsal": rehearsal, "--lag": lag,
+        "--interval": interval,
         "--topology": topology, "--dihedral": dihedral, "--from-nothing": from_nothing, "--steps": steps,
         "--seed": seed, "--workers": workers,
     }  # fmt: skip

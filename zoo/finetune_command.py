@@ -17,7 +17,8 @@ _KILLED = 128
 
 
 _OF_DENOISERS = ("--minutes", "--rehearsal")
-_OF_DYNAMICS = ("--lag", "--interval", "--topology", "--dihedral", "--from-nothing")
+_OF_MD = ("--md", "--md-ps", "--force-field", "--calculator", "--model")
+_OF_DYNAMICS = ("--lag", "--interval", "--topology", "--dihedral", "--from-nothing", *_OF_MD)
 
 
 def finetune(
@@ -56,12 +57,18 @@ def finetune(
     wrong = [key for key in (_OF_DENOISERS if dynamics else _OF_DYNAMICS) if options.get(key)]
     if wrong:
         raise ZooError(f"{name} is {what}, which has no {wrong[0]}")
-    if not files:
+    md = options.get("--md")
+    if md is not None and files:
+        raise ZooError("give either MD that is there, --trajectory, or --md to make it")
+    wrong = [key for key in _OF_MD[1:] if options.get(key) and md is None]
+    if wrong:
+        raise ZooError(f"{wrong[0]} is of the MD that --md makes: give --md MOLECULE")
+    if not files and md is None:
         example = "MD of your molecule, --trajectory run.xtc" if dynamics else "crystals, --structure my.cif"
         raise StructureError(f"nothing to learn from: give {example}")
     files = expanded(files)
     topology = options.get("--topology")
-    for path in (*files, *([topology] if topology is not None else [])):
+    for path in (*files, *(each for each in (topology, md, options.get("--model")) if each is not None)):
         if not path.is_file():
             raise StructureError(f"{path}: there is no such file")
     if (out / checkpoint.CONFIG).exists() and not overwrite:
@@ -72,11 +79,13 @@ def finetune(
             continue
         if value is True:
             arguments.append(key)
+        elif key == "--force-field":
+            arguments += [key, *value]
         else:
             arguments += [f"{key}={each}" for each in (value if isinstance(value, list) else [value])]
     command = [
         sys.executable, "-m", f"training.finetune_{'dynamics' if dynamics else 'denoiser'}", name,
-        wanted, *map(str, files), "--out", str(out), *arguments,
+        *([wanted, *map(str, files)] if files else []), "--out", str(out), *arguments,
     ]  # fmt: skip
     status = subprocess.run(command, check=False, env=environment()).returncode
     return _KILLED - status if status < 0 else status
