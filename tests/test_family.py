@@ -15,7 +15,7 @@ from ase import Atoms
 from zoo.analysis.dihedrals import chain_torsions, choose_dihedrals
 from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig, graph_of
 from zoo.errors import CheckpointError, StructureError
-from zoo.graph_denoiser import GraphDenoiser, principal
+from zoo.graph_denoiser import GraphDenoiser, bounded, principal
 from zoo.molecules.family import Family, environments, measured_bands, measured_bonds
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.start import load_molecule
@@ -172,6 +172,14 @@ def test_rigid_motion_has_the_variance_of_its_law(network: GraphTransformer) -> 
     moments, axes = principal(positions)
     about = axes[0].T @ covariance[:3, :3] @ axes[0]
     np.testing.assert_allclose(about, torch.diag(2.0 / moments[0]), atol=1e-12)
+
+
+def test_far_outside_of_the_training_data_the_network_stays_finite() -> None:
+    short = torch.tensor([[1.0, -2.0, 0.5]])
+    torch.testing.assert_close(bounded(short), short, rtol=1e-4, atol=0.0)
+    long = bounded(1e6 * short)
+    torch.testing.assert_close(long.norm(dim=-1), torch.tensor([20.0]))
+    torch.testing.assert_close(long / 20.0, short / short.norm())
 
 
 # --- the propagator ---------------------------------------------------------------------------------

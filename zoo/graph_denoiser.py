@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from zoo.molecules.molecule import Molecule
 
 
+#: Of a raw output, which has unit variance in training.
+_LONGEST = 20.0
+
+
 class GraphDenoiser(nn.Module):
     """An equivariant network with EDM preconditioning, for no molecule in particular.
 
@@ -88,11 +92,21 @@ class MoleculeDenoiser:
 
         def denoise(y: Tensor, sigma: Tensor) -> Tensor:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                raw = network(y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype)
+                raw = bounded(network(y, p.c_in(sigma), p.c_noise(sigma)).to(y.dtype))
             wide = sigma[:, None, None]
             return project_out(rigid, p.c_skip(wide) * y + p.c_out(wide) * raw)
 
         return denoise
+
+
+def bounded(raw: Tensor) -> Tensor:
+    """Vectors (..., 3) no longer than `_LONGEST`; those of ordinary length, about 1, are left as they are.
+
+    Invariants are products of vectors, so that far outside of what was trained on the network grows without
+    bounds; likelihoods of impossible structures would overflow.
+    """
+    ratio = raw.square().sum(-1, keepdim=True) / _LONGEST**2
+    return raw * (1 + ratio.square()) ** -0.25
 
 
 def principal(positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,10 @@ from training.benchmarks.alkanes.chains import compare, measure
 from training.benchmarks.kinetics.__main__ import thinned
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
+from training.reference_md.systems import SYSTEMS
 from training.score_dynamics.family_recipe import read_molecule
 from zoo.analysis.geometry import Internals
+from zoo.checkpoint import read_metrics
 from zoo.errors import ZooError
 from zoo.evaluate_command import start_frames
 from zoo.molecules.sources import NM
@@ -106,7 +108,6 @@ def geometry(model: ScoreDynamics, md: list[Any], moved: list[Any]) -> dict[str,
 def speed_of_md(name: str, length: float) -> float:
     """ps per second of OpenMM on one core: production only, 4 fs, the box of the training data."""
     from training.reference_md.simulation import Generator, Progress
-    from training.reference_md.systems import SYSTEMS
 
     speeds: list[float] = []
 
@@ -182,16 +183,92 @@ def _run(args: argparse.Namespace) -> int:
         options = f"--walkers {args.walkers} --steps {args.steps}"
         if args.md_ps:
             options += f" --md-ps {args.md_ps:g}"
-        record(
-            args.checkpoint,
-            "alkanes",
-            rows,
-            command=f"python -m training.benchmarks.alkanes {model.name} "
-            f"--data training/reference_md/alkanes/* {options}",
-            seed=args.seed,
-            extra={"block_ps": BLOCK, "skipped_ps": SKIP},
-        )
+        command = f"python -m training.benchmarks.alkanes {model.name} --data md/* {options}"
+        extra = {"block_ps": BLOCK, "skipped_ps": SKIP}
+        flat = [line for row in rows for line in flattened(row)]
+        _add(args.checkpoint, "alkanes", flat, command, args.seed, extra)
+        _add(args.checkpoint, "stability", [stability(row) for row in rows], command, args.seed, {})
+        timed = [speeds(row) for row in rows if "md_ps_per_second" in row]
+        if timed:
+            _add(args.checkpoint, "wallclock", timed, command, args.seed, {"threads": 1})
     return 0
+
+
+FIGURES = {
+    "gauche": "gauche, all torsions",
+    "outer": "gauche, outer torsions",
+    "inner": "gauche, inner torsions",
+    "exchanges_per_ns": "exchanges per torsion and ns",
+    "end_to_end": "end-to-end distance, Å",
+    "end_to_end_std": "its standard deviation, Å",
+    "gyration": "radius of gyration, Å",
+    "gyration_std": "its standard deviation, Å",
+}
+
+
+def flattened(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line for each figure of a molecule."""
+    lines = []
+    for key, title in FIGURES.items():
+        if key not in row:
+            continue
+        md, run = row[key]["md"], row[key]["rollout"]
+        ratio = run[0] / md[0] if md[0] else None
+        lines.append(
+            {
+                "molecule": row["molecule"],
+                "trained_on": row["trained_on"],
+                "figure": title,
+                "md": md[0],
+                "md_interval": f"{md[1]:.3g} to {md[2]:.3g}",
+                "rollout": run[0],
+                "rollout_interval": f"{run[1]:.3g} to {run[2]:.3g}",
+                "difference": round(run[0] - md[0], 5),
+                "ratio": None if ratio is None else round(ratio, 4),
+                "verdict": "inside" if row[key]["inside"] else f"× {ratio:.2f}" if ratio is not None else "-",
+            }
+        )
+    return lines
+
+
+def stability(row: dict[str, Any]) -> dict[str, Any]:
+    """How a molecule's rollout went, in one line."""
+    keys = (
+        "molecule", "trained_on", "md_ns", "md_segments", "walkers", "ps_per_walker", "redrawn_fraction",
+        "redrawn_by_kind", "walkers_stopped", "n_exchanges_md", "torsion_divergence_bits",
+        "torsion_divergence_halves_bits", "torsion_divergence_halves_95_bits",
+    )  # fmt: skip
+    widths = {}
+    for name in ("bonds", "angles"):
+        for key in ("shift_in_sd", "drift_in_sd"):
+            widths[f"{name}_{key}"] = row["geometry"].get(f"{name}_{key}")
+        low, high = row["geometry"].get(f"{name}_width_ratio", (None, None))
+        widths |= {f"{name}_width_low": low, f"{name}_width_high": high}
+    return {key: row.get(key) for key in keys} | widths
+
+
+def speeds(row: dict[str, Any]) -> dict[str, Any]:
+    """How fast a molecule's rollout is beside MD, in one line."""
+    return {
+        "molecule": row["molecule"],
+        **{
+            key: value for key, value in row.items() if key.startswith(("md_ps", "one_walker", "all_walkers"))
+        },
+    }
+
+
+def _add(
+    checkpoint: Path, section: str, rows: list[dict[str, Any]], command: str, seed: int, extra: dict[str, Any]
+) -> None:
+    """Record; molecules of an earlier call of the same command that are not in this one stay."""
+    before = read_metrics(checkpoint).get("sections", {}).get(section, {})
+    names = {row["molecule"] for row in rows}
+    kept = [row for row in before.get("results", []) if row["molecule"] not in names]
+    if before.get("command") != command:
+        kept = [row | {"by": row.get("by", before.get("command"))} for row in kept]
+    order = list(SYSTEMS)
+    rows = sorted([*kept, *rows], key=lambda row: order.index(row["molecule"]))
+    record(checkpoint, section, rows, command=command, seed=seed, extra=extra)
 
 
 def _show(row: dict[str, Any]) -> None:
