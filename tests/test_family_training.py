@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from training import finetune_dynamics
+from training.benchmarks.alkanes.__main__ import evaluate_molecule, flattened, unseen
+from training.benchmarks.alkanes.__main__ import main as alkanes_benchmark
 from training.benchmarks.alkanes.chains import MINUS, PLUS, TRANS, compare, figures, measure, states_of
 from training.loop import LoopConfig
 from training.own_simulation import calculator, simulate
@@ -29,6 +31,7 @@ from zoo.errors import StructureError, ZooError
 from zoo.finetune_command import expanded
 from zoo.molecules.family import Family
 from zoo.molecules.molecule import Molecule
+from zoo.registry import bundled_folder, find
 from zoo.score_dynamics import ScoreDynamics
 
 Array = npt.NDArray[np.float64]
@@ -394,3 +397,49 @@ def test_a_molecule_without_parameters_is_told(tmp_path: Path) -> None:
         simulate(start, tmp_path / "md", 1.0, ["no.xml"], None, None)
     with pytest.raises(ZooError, match=r"at least 0\.2 ps"):
         simulate(start, tmp_path / "md", 0.0, [], None, None)
+
+
+# --- what the README says -----------------------------------------------------------------------------
+
+
+def test_the_table_of_fine_tuning_in_the_readme_is_what_was_measured() -> None:
+    root = Path(__file__).resolve().parent.parent
+    measured = json.loads((root / "training" / "benchmarks" / "finetuning_dynamics.json").read_text())
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for row in measured["results"]:
+        cells = [
+            row["model"],
+            f"{row['held_out_loss']:.4f}",
+            f"{row['gauche'][0]:.3f} ({row['gauche'][1]:.3f} to {row['gauche'][2]:.3f})",
+            f"{row['exchanges'][0]:.1f} ({row['exchanges'][1]:.1f} to {row['exchanges'][2]:.1f})",
+            f"{row['redrawn_fraction'] * 100:.2f} %",
+            "–" if row["seconds"] is None else f"{row['seconds']:.0f} s",
+        ]
+        assert f"| {' | '.join(cells)} |" in readme
+    assert f"{measured['peak_memory_mib']} MiB" in readme
+    losses = [row["held_out_loss"] for row in measured["results"]]
+    assert losses[1] < losses[2], "fine-tuning is no better than training on its own MD alone"
+
+
+def test_the_benchmark_of_alkanes_uses_only_what_was_not_trained_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = ScoreDynamics.from_pretrained("sd-alkanes")
+    segments = model.metrics["sections"]["training"]["segments"]
+    trained = {*segments["training"], *segments["validation"]}
+    assert not any(name.startswith(("butane", "octane")) for name in trained)
+    assert {s.name for s in unseen(DATA / "hexane", trained)} >= {"segment-001"}
+    assert not {s.name for s in unseen(DATA / "hexane", trained)} & {
+        "segment-000",
+        "segment-002",
+        "segment-003",
+    }
+    row = evaluate_molecule(model, DATA / "butane", trained, 2, 250, 0, 1)
+    assert row["trained_on"] is False
+    assert row["walkers_stopped"] == 0
+    lines = flattened(row)
+    assert [line["figure"] for line in lines][:2] == ["gauche, all torsions", "exchanges per torsion and ns"]
+    assert 0.0 < lines[0]["md"] < 0.6
+    peptide = bundled_folder(find("sd-alanine-dipeptide-cg"))
+    assert alkanes_benchmark([str(peptide), "--data", str(DATA / "butane")]) == 1
+    assert "is of one molecule" in capsys.readouterr().err

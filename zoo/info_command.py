@@ -71,7 +71,13 @@ def _facts(folder: Path, record: Any, config: Mapping[str, Any]) -> Table:
         facts |= {"for": record.summary, "licence": record.license, "hub": record.repo}
         facts |= {"made by": record.recipe}
     skipped = {"name", "version", "format_version"}
-    facts |= {key.replace("_", " "): _text(value) for key, value in config.items() if key not in skipped}
+    family = config.get("family")
+    if isinstance(family, Mapping):  # of a family what it was trained on; the rest is for the model
+        skipped = {*skipped, "family"}
+        facts["trained on"] = ", ".join(map(str, family.get("molecules", ())))
+        facts["knows"] = ", ".join(map(str, family.get("environments", ())))
+    given = {key: value for key, value in config.items() if key not in skipped and value not in ([], {}, "")}
+    facts |= {key.replace("_", " "): _text(value) for key, value in given.items()}
     facts["folder"] = folder
     for key, value in facts.items():
         if value is not None:
