@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -323,7 +325,7 @@ def test_patterns_are_expanded_in_order(tmp_path: Path) -> None:
     assert expanded([tmp_path / "none*.xtc"]) == [tmp_path / "none*.xtc"]
 
 
-def test_a_propagator_of_one_molecule_or_another_lag_is_refused(
+def test_another_molecule_or_another_lag_is_refused(
     base: Path, own: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [
@@ -335,9 +337,45 @@ def test_a_propagator_of_one_molecule_or_another_lag_is_refused(
         str(tmp_path / "o"),
     ]
     assert finetune_dynamics.main(["sd-alanine-dipeptide-cg", *given]) == 1
-    assert "moves one molecule only" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "run.xtc does not hold the molecule" in error or "C6H12N2O2" in error
+    assert error.count("\n") == 1
     assert finetune_dynamics.main([str(base), *given, "--lag", "2.0"]) == 1
     assert "train --from-nothing" in capsys.readouterr().err
+    assert finetune_dynamics.main([str(base), *given, "--temperature", "-5"]) == 1
+    assert "a positive number of K" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nothing", [False, True])
+def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(nothing: bool, tmp_path: Path) -> None:
+    """Alanine dipeptide in its own MD, by another name: stopped, continued, and still of that molecule."""
+    out = tmp_path / "mine"
+    md = DATA.parent / "alanine-dipeptide" / "segment-020.npz"
+    arguments = [
+        "sd-alanine-dipeptide-cg", "--trajectory", str(md), "--steps", "20", "--batch-size", "32",
+        "--walkers", "2", "--rollout", "50", "--log-every", "10", "--temperature", "310", "--out", str(out),
+    ]  # fmt: skip
+    if nothing:
+        arguments += ["--from-nothing", "--lag", "2"]
+    assert finetune_dynamics.main([*arguments, "--stop-after", "10"]) == 0
+    assert not out.exists()
+    assert finetune_dynamics.main(arguments) == 0
+    old, new = ScoreDynamics.from_pretrained("sd-alanine-dipeptide-cg"), ScoreDynamics.from_pretrained(out)
+    assert new.molecule == old.molecule
+    assert new.config.architecture == old.config.architecture
+    assert (new.config.temperature, new.lag_time) == (310.0, 2.0 if nothing else 1.0)
+    result = read_metrics(out)["sections"]["training"]["results"][0]
+    assert result["samples_per_step"] == 32
+    if nothing:
+        assert result["loss_before"] is None
+        assert new.config.sigma_data > old.config.sigma_data  # it moves farther in 2 ps
+    else:
+        assert new.config.sigma_data == old.config.sigma_data
+        assert result["loss_before"] < 0.5  # and of random weights above 1
+        assert result["loss_after"] == pytest.approx(result["loss_before"], rel=0.15)
+        assert 0 < float(new.denoiser.reference_distance) < 10  # measured anew
+    assert "at 310 K" in (out / "README.md").read_text()
 
 
 # --- MD for those who have none -----------------------------------------------------------------------
@@ -360,6 +398,57 @@ def test_md_by_an_ase_calculator_goes_on_where_it_was(tmp_path: Path) -> None:
     assert np.abs(whole - longer).max() < 1e-3  # nm; the state is kept as text
     assert reference_molecule(path).formula == "CH4"
     assert frame_interval(path) == pytest.approx(0.2)
+
+
+@pytest.mark.slow
+def test_md_by_a_mace_model_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    """A MACE of random weights, near zero: the molecule lives on its own repulsion for a few steps."""
+    script = f"""
+import os, sys
+from pathlib import Path
+import numpy as np, torch
+from zoo.mace_import import import_mace
+before = dict(os.environ)
+modules = import_mace("mace.modules")
+from e3nn import o3
+torch.manual_seed(0)
+model = modules.ScaleShiftMACE(
+    r_max=3.0, num_bessel=4, num_polynomial_cutoff=5, max_ell=1,
+    interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+    interaction_cls_first=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+    num_interactions=1, num_elements=2, hidden_irreps=o3.Irreps("4x0e"), MLP_irreps=o3.Irreps("4x0e"),
+    gate=torch.nn.functional.silu, atomic_energies=np.zeros(2), avg_num_neighbors=4.0, atomic_numbers=[1, 6],
+    correlation=1, atomic_inter_scale=1e-3, atomic_inter_shift=0.0,
+)
+folder = Path({str(tmp_path)!r})
+torch.save(model, folder / "tiny.model")
+from training.own_simulation import simulate
+from training.reference_md.segments import read_record
+path = simulate(folder / "methane.xyz", folder / "md", 0.4, [], "mace", folder / "tiny.model")
+assert read_record(path).pos_nm.shape == (3, 5, 3)
+assert dict(os.environ) == before, "the environment was changed"
+assert torch.get_default_dtype() == torch.float32
+class Evil:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+torch.save(Evil(), folder / "evil.pt")
+try:
+    torch.load(folder / "evil.pt")
+except Exception as error:
+    assert "eights" in str(error), error
+else:
+    raise SystemExit("a pickle was opened")
+"""
+    pytest.importorskip("matscipy", reason="MACE is not installed")
+    (tmp_path / "methane.xyz").write_text(
+        "5\n\nC 0 0 0\nH 0.63 0.63 0.63\nH -0.63 -0.63 0.63\nH -0.63 0.63 -0.63\nH 0.63 -0.63 -0.63\n"
+    )
+    root = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unpickled" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -158,20 +159,55 @@ def test_every_dependency_is_pinned_by_the_constraints() -> None:
     assert wanted <= pinned
 
 
-@pytest.mark.slow
-def test_the_wheel_has_the_checkpoints_and_nothing_else(tmp_path: Path) -> None:
-    import zipfile
-
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="building without isolation needs the dev extra")
+    folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_recipes_run_from_the_wheel_wherever_one_is(wheel: Path, tmp_path: Path) -> None:
+    """Fine-tuning needs no clone, and a folder ``training`` of the user's is not taken for ours."""
+    installed, here = tmp_path / "installed", tmp_path / "here"
+    zipfile.ZipFile(wheel).extractall(installed)
+    (here / "training").mkdir(parents=True)
+    (here / "training" / "__init__.py").write_text("raise SystemExit('the wrong training')")
+    from ase.build import bulk
+    from ase.io import write
+
+    write(here / "two.extxyz", [bulk("Cu"), bulk("Cu")])
+    script = "import sys, zoo; from zoo.cli import main; print(zoo.__file__); sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, "finetune", "denoiser-elements", "--structure", "two.extxyz"]
+        + ["-o", "mine"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
+    assert done.stdout.startswith(str(installed))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: two.extxyz has 2 frames: give one perfect crystal per file\n",
+    )
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_checkpoints_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"zoo/py.typed", "zoo/registry.json", "zoo/cli.py"} <= names
+    recipes = ("finetune_denoiser.py", "finetune_dynamics.py", "reference_md/alkanes/opls-aa.xml")
+    assert {f"zoo/_source/training/{file}" for file in recipes} <= names
+    assert not [name for name in names if name.endswith(".npz") and "_source" in name], "MD stays behind"
     assert {name.split("/")[0] for name in names} == {
         "zoo",
         "zoo_space",

@@ -7,6 +7,10 @@ it began: residual errors after a step are not Gaussian.  It is then told the me
 its first and its previous step, from which it can know how calm the structure as a whole already is:
 what is disordered within a calm crystal is a defect, not noise.  (In use, `zoo.denoiser` limits
 displacements and tells it a larger previous one, so that it goes on longer; training does neither.)
+
+Where a network is fine-tuned, the answer to what it knew already is not the truth but what it said before
+(learning without forgetting, Li & Hoiem, arXiv:1606.09282): its errors near the limit of what can be told,
+and how soon it is content, are part of what made it good.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class DenoisingConfig:
     largest_noise: float = 0.17  # of the nearest-neighbour distance, per component
     rollout_after: int = 500  # step from which the network also sees its own output
     error_floor: float = 0.02  # errors are weighed by 1 / (sigma**2 + error_floor**2)
+    teacher_weight: float = 1.0  # of rehearsed structures, whose answers have no noise
 
 
 @dataclass
@@ -66,10 +71,11 @@ def batch_maker(
 
 
 def denoising_losses(
-    config: DenoisingConfig, cutoff: float
+    config: DenoisingConfig, cutoff: float, teacher: nn.Module | None = None
 ) -> Callable[[nn.Module, list[Noised], np.random.Generator, int], list[Callable[[], Tensor]]]:
     """Mean squared error of the displacement, each structure weighed by its noise.
 
+    The displacement of a ``rehearsed`` structure is that of the ``teacher``, who has to be there then.
     One term per structure, so that what backpropagation keeps fits into the cache.
     """
 
@@ -83,10 +89,17 @@ def denoising_losses(
             median = float(np.median(np.linalg.norm(moved, axis=1)))
             context = (context[0] if context else median, median)
             graph = neighbor_graph(positions, b.sample.cell, b.sample.pbc, cutoff)
-        target = b.sample.positions - positions
-        target -= target.mean(0)  # nobody can know a common translation
-        error: Tensor = model(graph, context) - torch.from_numpy(target.astype(np.float32))
         weight = 1 / (3 * n_atoms * (b.sigma**2 + config.error_floor**2))
+        if b.sample.rehearsed:
+            assert teacher is not None
+            with torch.no_grad():
+                answer = teacher(graph, context)
+            weight *= config.teacher_weight
+        else:
+            target = b.sample.positions - positions
+            target -= target.mean(0)  # nobody can know a common translation
+            answer = torch.from_numpy(target.astype(np.float32))
+        error: Tensor = model(graph, context) - answer
         return torch.sum(error.square()) * weight
 
     def losses(

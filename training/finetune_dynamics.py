@@ -1,9 +1,14 @@
-"""Teach a propagator of a family your own molecule, from your own MD of it.
+"""Teach a propagator your own molecule, from your own MD of it.
 
     python -m training.finetune_dynamics sd-alkanes --trajectory run1.xtc run2.xtc --topology top.pdb \\
         --lag 1.0 --out build/my-sd
     python -m training.finetune_dynamics sd-alkanes --md molecule.pdb --md-ps 1000 --out build/my-sd
     python -m training.finetune_dynamics sd-alkanes --trajectory run.xtc --topology top.pdb --from-nothing
+    python -m training.finetune_dynamics sd-alanine-dipeptide --trajectory hot.xtc --topology top.pdb \\
+        --temperature 350 --out build/sd-hot
+
+A checkpoint of a family learns one molecule more.  One of a single molecule learns how that molecule moves in
+your MD: in another force field, or at another temperature.
 
 Solvent is stripped, periodic images are mended, and the end of each run (or whole runs, if there are five)
 is held out.  It ends with the weights, a rollout beside the held-out MD as ``evaluation.json`` and
@@ -18,52 +23,32 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
-from torch import Tensor
 
 from training.first_card import write_first_card
 from training.loop import LOG, PRECISIONS, LoopConfig
 from training.metrics import record
 from training.own_simulation import simulate
 from training.reference_md.segments import Segment
-from training.score_dynamics.families import Member, PackedFamily, fit, read_packed, write_packed
-from training.score_dynamics.family_recipe import family_of, spread, summary
 from training.score_dynamics.fit import printed
-from training.score_dynamics.own_md import read_runs, split
-from training.score_dynamics.packed import NoiseConfig
-from training.score_dynamics.transitions import denoising_loss, make_batches, transitions
+from training.score_dynamics.learners import Request, learner
+from training.score_dynamics.own_md import split
+from training.score_dynamics.recipe import summary
+from training.score_dynamics.verdicts import figures, judged
 from zoo.analysis.dihedrals import chain_torsions, choose_dihedrals
 from zoo.analysis.evaluation import Evaluation, evaluate
 from zoo.checkpoint import save
 from zoo.errors import StructureError, ZooError
 from zoo.evaluate_command import show, start_frames
-from zoo.graph_denoiser import GraphDenoiser
-from zoo.molecules.family import Family
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.sources import NM
 from zoo.rollout import roll_out
-from zoo.score_dynamics import ScoreDynamics, ScoreDynamicsConfig
-
-#: A rate or a population is trusted within this factor of MD, or inside its interval.
-FACTOR = 1.5
-#: Events in held-out MD below which nothing can be said of a rate.
-FEWEST_EVENTS = 10
-_CHECK = 2048  # held-out pairs for the loss before and after
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``word``: trust, use with care, or need more data; ``why``: one line."""
-
-    word: str
-    why: str
+from zoo.score_dynamics import ScoreDynamics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="a propagator of a family to start from, name or folder")
+    parser.add_argument("checkpoint", help="a propagator to start from, name or folder")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--trajectory", type=Path, nargs="+", help="MD of one molecule")
     source.add_argument("--md", type=Path, metavar="MOLECULE", help="make MD of this molecule first")
@@ -96,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calculator", help="of that MD, see training.own_simulation")
     parser.add_argument("--model", type=Path, help="of the calculator")
     parser.add_argument("--topology", type=Path, help="PDB of its atoms, for formats that do not name them")
-    parser.add_argument("--lag", type=float, default=1.0, help="ps of one step (default %(default)s)")
+    parser.add_argument("--lag", type=float, help="ps of one step (default: the checkpoint's)")
+    parser.add_argument("--temperature", type=float, help="K, of the MD (default: the checkpoint's)")
     parser.add_argument("--interval", type=float, help="ps between frames, if the files do not say")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--name", help="of the new checkpoint (default: the folder's)")
@@ -105,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--held-out", type=float, default=0.3, help="share of the MD (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="of training (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=128, help="(default %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="(default 128 for a family, else 512)")
     parser.add_argument("--learning-rate", type=float, help="default 5e-4, or 1.5e-3 from nothing")
     parser.add_argument("--dihedral", action="append", default=[], help='"C1 C2 C3 C4", for the report')
     parser.add_argument("--walkers", type=int, default=16, help="of the report (default %(default)s)")
@@ -122,25 +108,25 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fine-tune and report; the exit status."""
     if not 0.1 <= args.held_out <= 0.9:
         raise ZooError(f"--held-out is {args.held_out:g}: a share from 0.1 to 0.9 is needed")
-    for option in ("lag", "rollout"):
-        if not (math.isfinite(getattr(args, option)) and getattr(args, option) > 0):
-            raise ZooError(f"--{option} is {getattr(args, option):g}: a positive number of ps is needed")
+    for option, unit in (("lag", "ps"), ("rollout", "ps"), ("temperature", "K")):
+        value = getattr(args, option)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ZooError(f"--{option} is {value:g}: a positive number of {unit} is needed")
     old = ScoreDynamics.from_pretrained(args.checkpoint)
-    if old.family is None:
-        raise ZooError(
-            f"{old.name} moves one molecule only; start from a checkpoint of a family, such as sd-alkanes"
-        )
-    if not args.from_nothing and not math.isclose(args.lag, old.lag_time, rel_tol=1e-6):
-        raise ZooError(
-            f"{old.name} takes steps of {old.lag_time:g} ps: for --lag {args.lag:g} train --from-nothing"
-        )
+    args.lag = args.lag or old.lag_time
+    state = args.out.with_name(args.out.name + "-training")
+    request = Request(
+        args.name or args.out.name, args.lag, args.temperature or old.config.temperature, args.batch_size,
+        args.from_nothing,
+    )  # fmt: skip
+    lesson = learner(old, request, state)
     if args.md is not None:
         made = simulate(
             args.md, args.out.with_name(args.out.name + "-md"), args.md_ps, args.force_field, args.calculator,
             args.model, args.threads,
         )  # fmt: skip
         args.trajectory = [made]
-    molecule, runs = read_runs(args.trajectory, args.topology, args.lag, args.interval)
+    molecule, runs = lesson.read(args.trajectory, args.topology, args.interval)
     dihedrals = named_dihedrals(molecule, args.dihedral)
     training, validation, held_out = split(runs, args.lag, args.held_out)
     total = sum((len(r.positions) - 1) * r.interval for r in runs)
@@ -155,14 +141,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if jumps := sum(r.jumps for r in runs):
         console.print(f"{jumps} jumps across the box mended", highlight=False)
-    state = args.out.with_name(args.out.name + "-training")
-    path = state / "data.safetensors"
-    write_packed(path, _packed(args, old, molecule, training, validation))
-    packed = read_packed(path)
-    start_from = None
-    if not args.from_nothing:
-        start_from = state / "start.safetensors"
-        save_file(widened(old, packed), start_from)
+    lesson.prepare(args.trajectory[0].stem, molecule, training, validation)
     loop = LoopConfig(
         n_steps=args.steps,
         learning_rate=args.learning_rate or (1.5e-3 if args.from_nothing else 5e-4),
@@ -171,16 +150,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         log_every=args.log_every,
         precision=args.precision,
     )
-    model, average = fit(
-        packed, state, loop, start_from=start_from, stop_after=args.stop_after, report=printed(state)
-    )
+    model, average = lesson.fit(loop, args.stop_after, printed(state))
     rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
     if rows[-1]["step"] < loop.n_steps:
         console.print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
         return 0
-    before = None if start_from is None else held_out_loss(_started(packed, start_from), packed, held_out)
-    model.load_state_dict(average, strict=False)
-    after = held_out_loss(model, packed, held_out)
+    before = lesson.loss_before(held_out)
+    lesson.finish(model, average)
+    after, packed = lesson.loss(model, held_out), lesson.packed()
     save(args.out, packed.config, model.state_dict())
     result = summary(packed, rows, sum(p.numel() for p in model.parameters()), args.precision, args.threads)
     result |= {
@@ -235,107 +212,6 @@ def named_dihedrals(molecule: Molecule, wanted: Sequence[str]) -> list[str] | No
     return [" ".join(map(str, each)) for each in chosen] or None
 
 
-def _packed(
-    args: argparse.Namespace,
-    old: ScoreDynamics,
-    molecule: Molecule,
-    training: list[Segment],
-    validation: list[Segment],
-) -> PackedFamily:
-    """Training data and config: what the old family knew, and what this molecule adds."""
-    assert old.family is not None
-    member = Member(
-        "molecule",
-        molecule,
-        transitions(training, molecule.sites, args.lag),
-        transitions(validation, molecule.sites, args.lag),
-        args.batch_size,
-    )
-    new = replace(family_of([member]), molecules=(f"{args.trajectory[0].stem} ({molecule.formula})",))
-    elements = list(dict.fromkeys([*old.config.architecture["elements"], *molecule.elements]))
-    sigma_data = old.config.sigma_data
-    if args.from_nothing:
-        sigma_data = round(spread([member]), 4)
-    config = ScoreDynamicsConfig(
-        **{
-            **{f.name: getattr(old.config, f.name) for f in dataclasses.fields(old.config)},
-            "name": args.name or args.out.name,
-            "version": "0.1.0",
-            "lag_time": args.lag,
-            "sigma_data": sigma_data,
-            "architecture": {**old.config.architecture, "elements": elements},
-            "forcefield": "that of the trajectories",
-            "family": (new if args.from_nothing else joined(old.family, new)).to_json(),
-        }
-    )
-    config.check()
-    return PackedFamily(
-        config.to_dict(),
-        (member,),
-        NoiseConfig(),
-        {
-            "training": [s.name for s in training],
-            "validation": [s.name for s in validation],
-            "held_out": [],
-        },
-    )
-
-
-def joined(old: Family, new: Family) -> Family:
-    """Both families: what was measured anew counts where both know something, bands are as wide as either."""
-    bands = dict(old.bands)
-    for kind, (low, high) in new.bands.items():
-        before = bands.get(kind, (low, high))
-        bands[kind] = (min(low, before[0]), max(high, before[1]))
-    rigid = [kind for kind in old.rigid_bonds if kind not in new.bond_lengths]
-    # The law keeps its exponent and goes through what was measured.
-    return Family(
-        molecules=tuple(dict.fromkeys([*old.molecules, *new.molecules])),
-        environments=tuple(sorted({*old.environments, *new.environments})),
-        bond_lengths={**old.bond_lengths, **new.bond_lengths},
-        rigid_bonds=tuple(sorted({*rigid, *new.rigid_bonds})),
-        bands=bands,
-        edge=max(old.edge, new.edge),
-        translation=new.translation,
-        rotation=new.rotation,
-        example=new.example,
-    )
-
-
-def widened(old: ScoreDynamics, packed: PackedFamily) -> dict[str, Tensor]:
-    """The old weights, with random vectors for elements that are new."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = packed.build().state_dict()
-    weights = {}
-    for name, value in old.denoiser.state_dict().items():
-        if value.shape == fresh[name].shape:
-            weights[name] = value.clone()
-        else:
-            weights[name] = fresh[name].clone()
-            weights[name][: len(value)] = value
-    return weights
-
-
-def _started(packed: PackedFamily, weights: Path) -> GraphDenoiser:
-    from safetensors.torch import load_file
-
-    model = packed.build()
-    model.load_state_dict(load_file(weights))
-    return model
-
-
-def held_out_loss(model: GraphDenoiser, packed: PackedFamily, held_out: Sequence[Segment]) -> float:
-    """Denoising loss on frames that neither training nor its curve has seen."""
-    member = packed.members[0]
-    data = transitions(held_out, member.molecule.sites, member.training.lag_time)
-    rows = make_batches(data, _CHECK, 0.0)(np.random.default_rng(1))
-    one: Any = model.of(member.molecule)
-    with torch.no_grad():
-        value = denoising_loss(one, rows, packed.noise.sigma_mean, packed.noise.sigma_std)
-    return round(float(value), 5)
-
-
 def _report(
     args: argparse.Namespace, model: ScoreDynamics, held_out: Sequence[Segment], dihedrals: list[str] | None
 ) -> tuple[Evaluation | None, dict[str, Any]]:
@@ -362,76 +238,6 @@ def _report(
     found.details["checkpoint"] = model.checkpoint_id
     found.details["rollout"] = made
     return found, made
-
-
-def figures(found: Evaluation | None) -> list[dict[str, Any]]:
-    """Populations and first-passage times for metrics and card."""
-    if found is None:
-        return []
-    rows = []
-    for each in found.quantities:
-        if each.kind in ("population", "mfpt"):
-            md, ours = each.reference, each.rollout
-            rows.append(
-                {
-                    "kind": each.kind, "name": each.name,
-                    "md": md.value, "md_low": md.low, "md_high": md.high,
-                    "rollout": ours.value, "rollout_low": ours.low, "rollout_high": ours.high,
-                    "verdict": each.verdict,
-                }
-            )  # fmt: skip
-    return rows
-
-
-def judged(
-    found: Evaluation | None, made: dict[str, Any], before: float | None, after: float, md_ps: float
-) -> Verdict:
-    """What to make of it: populations and times of the rollout against those of held-out MD."""
-    if made["walkers_stopped"] or made["redrawn_fraction"] > 0.05:
-        return Verdict(
-            "need more data",
-            f"{made['redrawn_fraction']:.1%} of steps were redrawn and {made['walkers_stopped']} of "
-            f"{made['walkers']} walkers stopped: the molecule does not hold together yet; train longer "
-            "(--steps) or on more MD",
-        )
-    if before is not None and after > before:
-        return Verdict(
-            "use with care",
-            f"held-out MD is less likely than before training ({before:.4f} to {after:.4f}): keep the "
-            "checkpoint that you started from, or give more MD",
-        )
-    if "not_compared" in made:
-        return Verdict("need more data", made["not_compared"])
-    if found is None:
-        return Verdict(
-            "use with care", "the molecule stays whole, and it has no torsion by which to compare it with MD"
-        )
-    passages = found.of_kind("mfpt")
-    events = sum(q.reference.events for q in passages)
-    if passages and events < FEWEST_EVENTS:
-        more = math.ceil(md_ps * (FEWEST_EVENTS / max(events, 1) - 1) / 100) / 10
-        return Verdict(
-            "need more data",
-            f"held-out MD has {events} exchanges between basins, and rates need {FEWEST_EVENTS}: "
-            f"about {more:g} ns more MD would do",
-        )
-    off = [
-        f"{q.kind} {q.name} ({q.verdict})"
-        for q in found.quantities
-        if q.kind in ("population", "mfpt")
-        and not q.inside
-        and q.ratio is not None
-        and not 1 / FACTOR <= q.ratio <= FACTOR
-    ]
-    if off:
-        return Verdict(
-            "use with care", f"not within a factor {FACTOR:g} of held-out MD: {'; '.join(off[:3])}"
-        )
-    return Verdict(
-        "trust",
-        f"populations and times between basins are inside MD's intervals or within a factor {FACTOR:g} of "
-        "it, as far as the held-out MD can tell",
-    )
 
 
 def _earlier(old: ScoreDynamics) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Sample:
     """A structure before its noise; ``positions`` (n, 3) and ``cell`` in units of the length scale.
 
     ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing,
-    ``calm`` True where noise is kept low.
+    ``calm`` True where noise is kept low, ``rehearsed`` where a teacher is asked for the answer.
     """
 
     positions: Array
@@ -40,6 +40,7 @@ class Sample:
     spacing: float
     ordered: bool = True
     calm: bool = False
+    rehearsed: bool = False
 
 
 def conventional(lattice: str) -> Atoms:

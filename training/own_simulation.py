@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from training.reference_md.segments import (
     FRAME_INTERVAL,
@@ -35,6 +36,7 @@ from training.reference_md.segments import (
     write_record,
 )
 from zoo.errors import MissingExtraError, StructureError, ZooError
+from zoo.mace_import import import_mace
 from zoo.molecules.start import load_molecule, load_start
 
 TEMPERATURE = 300.0  # K
@@ -164,12 +166,11 @@ def calculator(spec: str, model: Path | None) -> Any:
     if spec == "mace":
         if model is None:
             raise ZooError("--calculator mace needs the file of a model: --model FILE")
+        calculators = import_mace("mace.calculators")
         try:
-            from mace.calculators import MACECalculator
-        except ImportError:
-            raise MissingExtraError('MACE is not installed: pip install "mace-torch"') from None
-        try:
-            return MACECalculator(model_paths=str(model), device="cpu", default_dtype="float64")
+            # A pickle, and the only file of this project that is opened as one: the user was told.
+            network = torch.load(model, map_location="cpu", weights_only=False)
+            return calculators.MACECalculator(models=network.double(), device="cpu", default_dtype="float64")
         except Exception as error:
             raise ZooError(
                 f"{model} cannot be opened as a MACE model: {' '.join(str(error).split())}"
@@ -309,7 +310,11 @@ def simulate(
         if model is not None:
             raise ZooError("--model is of a --calculator, which is not given")
         return with_openmm(start, folder, length, force_field, threads, tell)
-    return with_ase(start, folder, length, calculator(calculator_spec, model), tell)
+    precision = torch.get_default_dtype()  # MACE makes its own that of the process
+    try:
+        return with_ase(start, folder, length, calculator(calculator_spec, model), tell)
+    finally:
+        torch.set_default_dtype(precision)
 
 
 if __name__ == "__main__":

@@ -505,7 +505,12 @@ def finetune(
     topology: Annotated[
         Path | None, typer.Option("--topology", help="PDB of the atoms of the MD, solvent and all.")
     ] = None,
-    lag: Annotated[float | None, typer.Option("--lag", help="ps of one step of score dynamics (1).")] = None,
+    lag: Annotated[
+        float | None, typer.Option("--lag", help="ps of one step of score dynamics (the checkpoint's).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="K, of the MD (the checkpoint's).")
+    ] = None,
     interval: Annotated[
         float | None, typer.Option("--interval", help="ps between frames, if the files do not say.")
     ] = None,
@@ -513,13 +518,14 @@ def finetune(
         list[str] | None, typer.Option("--dihedral", help='For the report: "C1 C2 C3 C4"; repeatable.')
     ] = None,
     from_nothing: Annotated[
-        bool, typer.Option("--from-nothing", help="Score dynamics: random weights to start from.")
+        bool, typer.Option("--from-nothing", help="Random weights to start from, the same architecture.")
     ] = False,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.1, help="Denoiser: at most, of training (15).")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Of training (denoiser at most 600, else 3000).")
+        int | None,
+        typer.Option("--steps", min=1, help="Of training (3000; a denoiser's stops by itself before 600)."),
     ] = None,
     rehearsal: Annotated[
         float | None,
@@ -536,6 +542,7 @@ def finetune(
 
     Score dynamics learns from your own MD, in water or not: solvent is stripped, periodic images are
     mended, a part is held out.  It ends with free energies and rates beside held-out MD, and a verdict.
+    Of a family such as sd-alkanes any molecule may be given, else MD of the checkpoint's own molecule.
 
     The same command continues a run that was interrupted.
 
@@ -544,6 +551,7 @@ def finetune(
       zoo finetune denoiser-elements --structure my.cif -o my-denoiser
       zoo finetune denoiser-elements --structure a.cif b.vasp -o mine --minutes 30
       zoo finetune sd-alkanes --trajectory 'run*.xtc' --topology top.pdb --lag 1.0 -o my-sd
+      zoo finetune sd-alanine-dipeptide --trajectory hot.xtc --topology top.pdb --temperature 350 -o sd-hot
       zoo finetune sd-alkanes --md molecule.pdb --md-ps 1000 -o my-sd
       zoo finetune sd-alkanes --md molecule.pdb --calculator mace --model mace.model -o my-sd
     """
@@ -552,7 +560,7 @@ def finetune(
     given = {
         "--md": md, "--md-ps": md_ps, "--force-field": force_field, "--calculator": calculator,
         "--model": model, "--minutes": minutes, "--rehearsal": rehearsal, "--lag": lag,
-        "--interval": interval,
+        "--interval": interval, "--temperature": temperature,
         "--topology": topology, "--dihedral": dihedral, "--from-nothing": from_nothing, "--steps": steps,
         "--seed": seed, "--workers": workers,
     }  # fmt: skip

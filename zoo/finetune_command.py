@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import glob
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo import checkpoint, hub
+from zoo import checkpoint, hub, recipes
 from zoo.errors import StructureError, ZooError
-from zoo.train_command import environment, recipe_file
-
-_KILLED = 128
-
 
 _OF_DENOISERS = ("--minutes", "--rehearsal")
 _OF_MD = ("--md", "--md-ps", "--force-field", "--calculator", "--model")
-_OF_DYNAMICS = ("--lag", "--interval", "--topology", "--dihedral", "--from-nothing", *_OF_MD)
+_OF_DYNAMICS = ("--lag", "--interval", "--temperature", "--topology", "--dihedral", *_OF_MD)
 
 
 def finetune(
@@ -34,15 +28,10 @@ def finetune(
 
     Raises
     ------
-    ZooError : recipes are not installed; an option of the other kind of checkpoint; the output exists.
+    ZooError : an option of the other kind of checkpoint; the output exists.
     StructureError : no structure or trajectory, or one that is not there.
     CheckpointError, UnknownCheckpointError : the checkpoint cannot be opened.
     """
-    if not recipe_file("cards").is_file():
-        raise ZooError(
-            "fine-tuning is in the source repository, not in the package: clone it, install it with "
-            "`pip install -e .[train]`, and try again"
-        )
     # Cheapest checks first; the recipe makes those of the structures themselves.
     kind = checkpoint.read_config(hub.locate(name, network=False).folder)["kind"]
     dynamics = kind == "score-dynamics"
@@ -83,12 +72,9 @@ def finetune(
             arguments += [key, *value]
         else:
             arguments += [f"{key}={each}" for each in (value if isinstance(value, list) else [value])]
-    command = [
-        sys.executable, "-m", f"training.finetune_{'dynamics' if dynamics else 'denoiser'}", name,
-        *([wanted, *map(str, files)] if files else []), "--out", str(out), *arguments,
-    ]  # fmt: skip
-    status = subprocess.run(command, check=False, env=environment()).returncode
-    return _KILLED - status if status < 0 else status
+    source = [wanted, *map(str, files)] if files else []
+    recipe = "finetune_dynamics" if dynamics else "finetune_denoiser"
+    return recipes.run(recipe, [name, *source, "--out", str(out), *arguments])
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from zoo import recipes
 from zoo.errors import CheckpointError, ZooError
-from zoo.train_command import environment, recipe_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,10 +83,10 @@ def _publish_all(*, dry_run: bool, private: bool, console: Console) -> int:
 
 def _check_rendered(name: str) -> None:
     """In a working copy the card of a released checkpoint must be what its template gives now."""
-    if not recipe_file("cards").is_file():
+    if not recipes.in_working_copy():
         return
-    command = [sys.executable, "-m", "training.cards", name, "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    command = recipes.command("cards", [name, "--check"])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=recipes.environment())
     if done.returncode != 0:
         reason = " ".join((done.stdout + done.stderr).split())
         raise CheckpointError(f"{name}: {reason}; run `python -m training.cards {name}` and look at it")

@@ -1,22 +1,16 @@
-"""What `zoo train` does: run a recipe of the source repository, and publish what it wrote if asked."""
+"""What `zoo train` does: run a recipe, and publish what it wrote if asked."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo import checkpoint
+from zoo import checkpoint, recipes
 from zoo.errors import CheckpointError, ZooError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_ROOT = Path(__file__).resolve().parent.parent
-_KILLED = 128
 
 
 def train(recipe: str, arguments: Sequence[str], *, repo: str | None, console: Console) -> int:
@@ -24,16 +18,11 @@ def train(recipe: str, arguments: Sequence[str], *, repo: str | None, console: C
 
     Raises
     ------
-    ZooError : recipes are not installed, there is no such recipe, or it wrote nothing to publish.
+    ZooError : there is no such recipe, or it wrote nothing to publish.
     PublishError, HubError : as `zoo.publish_command.publish`; the checkpoint stays where it is.
     """
     module = recipe.replace("-", "_")
-    if not recipe_file("cards").is_file():
-        raise ZooError(
-            "training recipes are in the source repository, not in the package: clone it, install it with "
-            "`pip install -e .[train]`, and try again"
-        )
-    if not module.isidentifier() or not recipe_file(module).is_file():
+    if not module.isidentifier() or not recipes.recipe_file(module).is_file():
         raise ZooError(f"there is no recipe {recipe!r}: it is the name of a checkpoint, see `zoo list`")
     if repo is not None:
         from zoo import publishing
@@ -46,10 +35,7 @@ def train(recipe: str, arguments: Sequence[str], *, repo: str | None, console: C
         folder = Path("build") / recipe
         given += ["--out", str(folder)]
     before = _written(folder)
-    command = [sys.executable, "-m", f"training.{module}", *given]
-    status = subprocess.run(command, check=False, env=environment()).returncode
-    if status < 0:  # by a signal
-        return _KILLED - status
+    status = recipes.run(module, given)
     if status != 0 or repo is None:
         return status
     if _written(folder) in (None, before):
@@ -87,14 +73,3 @@ def _written(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return info.st_ino, info.st_mtime_ns
-
-
-def recipe_file(module: str) -> Path:
-    """Where a module of `training/` is, if this is a working copy."""
-    return _ROOT / "training" / f"{module}.py"
-
-
-def environment() -> dict[str, str]:
-    """For a process that runs the recipes of this working copy, wherever it is started."""
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}

@@ -70,6 +70,10 @@ class PackedFamily:
         return GraphDenoiser(network, self.config["sigma_data"])
 
     @property
+    def n_pairs(self) -> int:
+        return sum(len(member.training) for member in self.members)
+
+    @property
     def samples_per_step(self) -> int:
         return sum(member.batch_size for member in self.members)
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from training.reference_md.segments import TOPOLOGY, Segment, read_segments
 from training.score_dynamics.families import Member, PackedFamily, fit, read_packed, write_packed
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig
-from training.score_dynamics.recipe import RIGID, earlier
+from training.score_dynamics.recipe import RIGID, earlier, summary
 from training.score_dynamics.transitions import local_displacements, rigid_motion, transitions
 from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig
 from zoo.checkpoint import save
@@ -263,22 +263,3 @@ def _run(recipe: FamilyRecipe, args: argparse.Namespace, state: Path) -> int:
     write_first_card(args.out)
     print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")
     return 0
-
-
-def summary(
-    packed: PackedFamily, rows: Sequence[Mapping[str, Any]], n_parameters: int, precision: str, threads: int
-) -> dict[str, Any]:
-    """What a recipe records of its training, from the log."""
-    last = rows[-1]
-    return {
-        "n_parameters": n_parameters,
-        "n_steps": last["step"],
-        "samples_per_step": packed.samples_per_step,
-        "minutes": round(last["seconds"] / 60, 1),
-        "samples_per_second": round(last["step"] * packed.samples_per_step / max(last["seconds"], 1e-3)),
-        "threads": threads,
-        "precision": precision,
-        "n_pairs": sum(len(m.training) for m in packed.members),
-        "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
-        "validation_loss": last["validation"],
-    }

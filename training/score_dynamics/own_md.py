@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,19 +37,29 @@ class Run:
 
 
 def read_runs(
-    paths: Sequence[Path], topology: Path | None, lag_time: float, interval: float | None = None
+    paths: Sequence[Path],
+    topology: Path | None,
+    lag_time: float,
+    interval: float | None = None,
+    *,
+    molecule: Molecule | None = None,
+    labels_like: Any = None,
 ) -> tuple[Molecule, list[Run]]:
     """The molecule (all atoms, without solvent) of some trajectories, and where it went in each of them.
+
+    Parameters
+    ----------
+    molecule, labels_like : look for this one, and take its sites only; see `read_reference`.
 
     Raises
     ------
     StructureError : one line: no such file, another topology, uneven or different intervals, an interval
         that does not divide the lag time, a molecule torn apart, too few frames.
     """
-    molecule: Molecule | None = None
+    given = molecule is not None
     runs: list[Run] = []
     for path in paths:
-        here = reference_molecule(path, topology)
+        here = molecule if given and molecule is not None else reference_molecule(path, topology)
         if molecule is not None and (here.elements, here.bonds) != (molecule.elements, molecule.bonds):
             raise StructureError(
                 f"{path} is of {here.formula} and {paths[0]} of {molecule.formula}, or their atoms are in "
@@ -67,7 +78,9 @@ def read_runs(
                 f"{path} has frames every {step:g} ps, which do not make a lag of {lag_time:g} ps: choose "
                 f"--lag {max(1, lag) * step:g}, or write frames more often"
             )
-        read = read_reference(path, molecule, step, topology=topology, interval=interval)
+        read = read_reference(
+            path, molecule, step, topology=topology, interval=interval, labels_like=labels_like
+        )
         positions, jumps = mended(read.positions)
         _check_bonds(path, molecule, positions)
         runs.append(Run(path, positions, step, jumps))

@@ -46,6 +46,14 @@ class Packed:
     segments: dict[str, list[str]] = field(default_factory=dict)
     sha256: str = ""
 
+    @property
+    def n_pairs(self) -> int:
+        return len(self.training)
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.noise.batch_size
+
     def build(self) -> ConditionalDenoiser:
         """The network with random parameters, from torch's generator."""
         config_class, network = BACKBONES[self.config["backbone"]]

@@ -7,10 +7,10 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from zoo.score_dynamics import (
     ScoreDynamicsConfig,
     nearest_reference,
 )
+
+if TYPE_CHECKING:
+    from training.score_dynamics.families import PackedFamily
 
 _SHOT = re.compile(r"(shot-\d{3})\d{2}")
 
@@ -98,29 +101,19 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
-    before, after = training.pairs(slice(0, None, max(1, len(training) // 50000)))
-    ends = np.array(mol.site_bonds)
-    bonds = (before[:, ends[:, 0]].double() - before[:, ends[:, 1]].double()).norm(dim=-1)
-    lengths = bonds.mean(0)
     common: dict[str, Any] = {
         "name": recipe.name,
         "version": recipe.version,
         "molecule": mol.to_json(),
         "lag_time": recipe.lag_time,
         "frame": recipe.frame(mol),
-        "bond_lengths": tuple(round(float(b), 4) for b in lengths),
-        "rigid_bonds": tuple(torch.nonzero(bonds.std(0) < RIGID)[:, 0].tolist()),
         "backbone": recipe.backbone,
         "architecture": recipe.architecture,
         "forcefield": recipe.forcefield,
         **recipe.sampler,
     }
-    probe = ScoreDynamicsConfig(**common, sigma_data=1.0).build()
-    assert isinstance(probe, ConditionalDenoiser)
-    _, y = local_displacements(probe, before, after)
-    config = ScoreDynamicsConfig(**common, sigma_data=round(float(y.square().mean().sqrt()), 4))
     return Packed(
-        config=config.to_dict(),
+        config=measured(common, mol, training).to_dict(),
         n_sites=mol.n_sites,
         stereocentre=mol.stereocentres[:1],
         training=training,
@@ -128,6 +121,29 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         noise=recipe.noise,
         segments={part: [s.name for s in segments] for part, segments in parts.items()},
     )
+
+
+def measured(
+    known: Mapping[str, Any], molecule: Molecule, training: Transitions, sigma_data: float | None = None
+) -> ScoreDynamicsConfig:
+    """The config with what training pairs tell: lengths of bonds, which are rigid, and the scale of y (Å)."""
+    before, after = training.pairs(slice(0, None, max(1, len(training) // 50000)))
+    ends = np.array(molecule.site_bonds)
+    bonds = (before[:, ends[:, 0]].double() - before[:, ends[:, 1]].double()).norm(dim=-1)
+    config = ScoreDynamicsConfig(
+        **{
+            **known,
+            "bond_lengths": tuple(round(float(b), 4) for b in bonds.mean(0)),
+            "rigid_bonds": tuple(torch.nonzero(bonds.std(0) < RIGID)[:, 0].tolist()),
+            "sigma_data": 1.0 if sigma_data is None else sigma_data,
+        }
+    )
+    if sigma_data is not None:
+        return config
+    probe = config.build()
+    assert isinstance(probe, ConditionalDenoiser)
+    _, y = local_displacements(probe, before, after)
+    return replace(config, sigma_data=round(float(y.square().mean().sqrt()), 4))
 
 
 def finish(model: ConditionalDenoiser, training: Transitions, validation: Transitions) -> None:
@@ -228,20 +244,7 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     model.cpu().load_state_dict(average, strict=False)
     finish(model, packed.training, packed.validation)
     save(args.out, packed.config, model.state_dict())
-    result = {
-        "n_parameters": n_parameters,
-        "n_steps": rows[-1]["step"],
-        "samples_per_step": packed.noise.batch_size,
-        "minutes": round(rows[-1]["seconds"] / 60, 1),
-        "samples_per_second": round(
-            rows[-1]["step"] * packed.noise.batch_size / max(rows[-1]["seconds"], 1e-3)
-        ),
-        "threads": args.threads,
-        "precision": loop.precision,
-        "n_pairs": len(packed.training),
-        "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
-        "validation_loss": rows[-1]["validation"],
-    }
+    result = summary(packed, rows, n_parameters, loop.precision, args.threads)
     before = earlier(args.start_from)
     result["minutes_in_all"] = round(result["minutes"] + sum(each["minutes"] for each in before), 1)
     result["samples_in_all"] = sum(each["n_steps"] * each["samples_per_step"] for each in [*before, result])
@@ -270,3 +273,26 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     write_first_card(args.out)
     print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")
     return 0
+
+
+def summary(
+    packed: Packed | PackedFamily,
+    rows: Sequence[Mapping[str, Any]],
+    n_parameters: int,
+    precision: str,
+    threads: int,
+) -> dict[str, Any]:
+    """What a recipe records of its training, from the log."""
+    last = rows[-1]
+    return {
+        "n_parameters": n_parameters,
+        "n_steps": last["step"],
+        "samples_per_step": packed.samples_per_step,
+        "minutes": round(last["seconds"] / 60, 1),
+        "samples_per_second": round(last["step"] * packed.samples_per_step / max(last["seconds"], 1e-3)),
+        "threads": threads,
+        "precision": precision,
+        "n_pairs": packed.n_pairs,
+        "final_loss": float(np.mean([r["loss"] for r in rows[-5:]])),
+        "validation_loss": last["validation"],
+    }

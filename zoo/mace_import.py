@@ -1,0 +1,41 @@
+"""MACE without its side effects: it turns torch's protection against pickles off for the whole process.
+
+``import mace`` sets TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, because the e3nn that it pins reads constants with a
+slice in them.  Allowing the slice for as long as the import takes does as well.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib import import_module
+from types import ModuleType
+
+from zoo.errors import MissingExtraError
+
+_FLAG = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def import_mace(module: str = "mace") -> ModuleType:
+    """A module of MACE; the environment is left as it was found.  The first one takes seconds.
+
+    Raises
+    ------
+    MissingExtraError : MACE is not installed.
+    """
+    import torch
+
+    before = os.environ.get(_FLAG)
+    try:
+        with torch.serialization.safe_globals([slice]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parts of MACE that nobody here asks for
+            return import_module(module)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("mace", "e3nn"):
+            raise
+        raise MissingExtraError('MACE is not installed: pip install "score-zoo[mace]"') from None
+    finally:
+        if before is None:
+            os.environ.pop(_FLAG, None)
+        else:
+            os.environ[_FLAG] = before
