@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors import safe_open
 
 from training import finetune_dynamics
 from training.benchmarks.alkanes.__main__ import evaluate_molecule, flattened, unseen
@@ -107,6 +108,26 @@ def test_resumed_is_uninterrupted_to_the_bit_whatever_the_threads(packed_path: P
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     row = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(row["validation"])
+
+
+def test_the_best_is_kept_and_the_start_is_one_of_them(packed_path: Path, tmp_path: Path) -> None:
+    packed = read_packed(packed_path)
+    wild = LoopConfig(n_steps=6, learning_rate=3.0, warmup=1, log_every=2, ema_decay=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(wild.seed)
+        start = packed.build().state_dict()
+    _, kept = fit(packed, tmp_path / "wild", wild, keep_best=True)
+    assert all(torch.equal(kept[name], start[name]) for name in kept)
+    calm = LoopConfig(n_steps=6, learning_rate=1e-2, warmup=1, log_every=2)
+    model, kept = fit(packed, tmp_path / "calm", calm, keep_best=True)
+    fit(packed, tmp_path / "parts", calm, keep_best=True, stop_after=3)
+    _, parts = fit(packed, tmp_path / "parts", calm, keep_best=True)
+    assert any(not torch.equal(kept[name], start[name]) for name in kept)
+    assert kept.keys() == dict(model.named_parameters()).keys()
+    rows = [json.loads(line) for line in (tmp_path / "calm" / "log.jsonl").read_text().splitlines()]
+    with safe_open(tmp_path / "calm" / "best.safetensors", framework="pt") as file:
+        assert float(file.metadata()["validation"]) == min(row["validation"] for row in rows)
+    assert parts.keys() == kept.keys()
 
 
 # --- chains -----------------------------------------------------------------------------------------
@@ -373,7 +394,7 @@ def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(nothing: boo
     else:
         assert new.config.sigma_data == old.config.sigma_data
         assert result["loss_before"] < 0.5  # and of random weights above 1
-        assert result["loss_after"] == pytest.approx(result["loss_before"], rel=0.15)
+        assert result["loss_after"] == pytest.approx(result["loss_before"], rel=0.05)
         assert 0 < float(new.denoiser.reference_distance) < 10  # measured anew
     assert "at 310 K" in (out / "README.md").read_text()
 

@@ -44,7 +44,7 @@ from zoo.analysis.dihedrals import chain_torsions, choose_dihedrals
 from zoo.analysis.evaluation import Evaluation, evaluate
 from zoo.checkpoint import save
 from zoo.errors import StructureError, ZooError
-from zoo.evaluate_command import show, start_frames
+from zoo.evaluate_command import check_extras, show, start_frames
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.sources import NM
 from zoo.rollout import roll_out
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fine-tune and report; the exit status."""
+    check_extras()
     if not 0.1 <= args.held_out <= 0.9:
         raise ZooError(f"--held-out is {args.held_out:g}: a share from 0.1 to 0.9 is needed")
     for option, unit in (("lag", "ps"), ("rollout", "ps"), ("temperature", "K")):

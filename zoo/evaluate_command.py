@@ -67,7 +67,7 @@ def run(job: Job, console: Any) -> int:
         One line.
     """
     check_output(job)
-    _check_extras()
+    check_extras()
     if job.save_rollout is not None:
         from zoo.rollout.output import check_output as check_rollout
 
@@ -144,7 +144,8 @@ def check_output(job: Job) -> None:
             raise ZooError(f"{path} exists already; choose another output (-o), or --overwrite")
 
 
-def _check_extras() -> None:
+def check_extras() -> None:
+    """Raise MissingExtraError unless a report can be made; cheaper than finding out after the work."""
     from importlib.util import find_spec
 
     for module, what in (

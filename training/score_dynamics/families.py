@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.loop import LoopConfig, train
-from training.score_dynamics.fit import add_arguments, loop_config, printed
+from training.score_dynamics.fit import Best, add_arguments, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig
 from training.score_dynamics.transitions import Transitions, denoising_loss, make_batches
 from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig
@@ -170,6 +170,7 @@ def fit(
     stop_after: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
     accelerator: Accelerator | None = None,
+    keep_best: bool = False,
 ) -> tuple[GraphDenoiser, dict[str, Tensor]]:
     """Train, or continue; see `training.score_dynamics.fit.fit`."""
     with torch.random.fork_rng(devices=[]):
@@ -209,6 +210,8 @@ def fit(
             values = [float(loss(net, packed.members.index(m), rows)) for m, rows in checks]
         return {"validation": float(np.mean(values)) if values else math.nan}
 
+    best = Best(state, model, evaluate) if keep_best else None
+
     # The largest first, so that threads end at about the same time.
     order = sorted(
         range(len(packed.members)),
@@ -224,7 +227,7 @@ def fit(
         report=report,
         stop_after=stop_after,
         samples_per_step=packed.samples_per_step,
-        evaluate=evaluate,
+        evaluate=best or evaluate,
         accelerator=accelerator,
         settings={
             "data": packed.sha256,
@@ -233,7 +236,7 @@ def fit(
         },
     )
     model.bf16 = False
-    return model, average
+    return model, best.parameters(average) if best else average
 
 
 def main(argv: list[str] | None = None) -> int:

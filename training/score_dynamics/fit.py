@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.curve import draw_curve
@@ -51,6 +53,7 @@ def fit(
     stop_after: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
     accelerator: Accelerator | None = None,
+    keep_best: bool = False,
 ) -> tuple[ConditionalDenoiser, dict[str, Tensor]]:
     """Train, or continue; returns the model, and its averaged parameters.
 
@@ -60,6 +63,7 @@ def fit(
     start_from : weights of a checkpoint to start from in place of random ones.
     workers : threads on a CPU, up to `N_TERMS`; the result does not depend on their number.
     stop_after, report, accelerator : see `training.loop.train`.
+    keep_best : return the averaged parameters of that report, or of the start, whose validation was best.
 
     Raises
     ------
@@ -86,6 +90,8 @@ def fit(
             here = {key: value.to(device) for key, value in check.items()}
             return {"validation": float(denoising_loss(net, here, noise.sigma_mean, noise.sigma_std))}
 
+    best = Best(state, model, evaluate) if keep_best else None
+
     on_cpu = accelerator is None or accelerator.device.type == "cpu"
     n_terms = N_TERMS if on_cpu and noise.batch_size % N_TERMS == 0 else 1
 
@@ -104,7 +110,7 @@ def fit(
         report=report,
         stop_after=stop_after,
         samples_per_step=noise.batch_size,
-        evaluate=evaluate,
+        evaluate=best or evaluate,
         accelerator=accelerator,
         settings={
             "data": packed.sha256,
@@ -113,7 +119,41 @@ def fit(
         },
     )
     model.bf16 = False
-    return model, average
+    return model, best.parameters(average) if best else average
+
+
+class Best:
+    """An evaluation for `training.loop.train` that remembers the parameters that did best, in ``state``.
+
+    What stops too late has learned its training frames by heart; with a few hundred ps of MD that is soon.
+    The start counts, so that training never makes validation worse.
+    """
+
+    def __init__(
+        self, state: Path, model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]
+    ) -> None:
+        self.path, self.evaluate = state / "best.safetensors", evaluate
+        state.mkdir(parents=True, exist_ok=True)
+        self.value = math.inf
+        if self.path.exists():
+            with safe_open(self.path, framework="pt") as file:
+                self.value = float(file.metadata()["validation"])
+        else:
+            self(model)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        row = self.evaluate(model)
+        if row["validation"] < self.value:
+            self.value = row["validation"]
+            temporary = self.path.with_suffix(".tmp")
+            named = {name: p.detach().clone() for name, p in model.named_parameters()}
+            save_file(named, temporary, {"validation": repr(self.value)})
+            os.replace(temporary, self.path)
+        return row
+
+    def parameters(self, last: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The best ones; ``last`` if validation was never a number."""
+        return load_file(self.path) if self.path.exists() else last
 
 
 def printed(state: Path) -> Callable[[dict[str, float]], None]:

@@ -79,7 +79,7 @@ class Learner(ABC):
     def fit(
         self, loop: LoopConfig, stop_after: int | None, report: Report
     ) -> tuple[torch.nn.Module, dict[str, Tensor]]:
-        """Train, or continue; the network and its averaged parameters."""
+        """Train, or continue; the network, and its averaged parameters where validation was best."""
 
     @abstractmethod
     def finish(self, model: Any, average: dict[str, Tensor]) -> None:
@@ -161,8 +161,9 @@ class FamilyLearner(Learner):
         self, loop: LoopConfig, stop_after: int | None, report: Report
     ) -> tuple[GraphDenoiser, dict[str, Tensor]]:
         return families.fit(
-            self.packed(), self.state, loop, start_from=self.start_from, stop_after=stop_after, report=report
-        )
+            self.packed(), self.state, loop, start_from=self.start_from, stop_after=stop_after, report=report,
+            keep_best=True,
+        )  # fmt: skip
 
     def finish(self, model: GraphDenoiser, average: dict[str, Tensor]) -> None:
         model.load_state_dict(average, strict=False)
@@ -218,8 +219,9 @@ class MoleculeLearner(Learner):
         self, loop: LoopConfig, stop_after: int | None, report: Report
     ) -> tuple[ConditionalDenoiser, dict[str, Tensor]]:
         return fit.fit(
-            self.packed(), self.state, loop, start_from=self.start_from, stop_after=stop_after, report=report
-        )
+            self.packed(), self.state, loop, start_from=self.start_from, stop_after=stop_after, report=report,
+            keep_best=True,
+        )  # fmt: skip
 
     def finish(self, model: ConditionalDenoiser, average: dict[str, Tensor]) -> None:
         model.load_state_dict(average, strict=False)
