@@ -213,6 +213,70 @@ def rollout(
     raise typer.Exit(run(job))
 
 
+@app.command()
+def analyze(
+    input_file: Annotated[
+        Path, typer.Argument(metavar="IN", help="Structure or trajectory file, anything ASE reads.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.json", help="The report; OUT.png is its picture."),
+    ] = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option("-c", "--checkpoint", metavar="NAME", help="Name from 'zoo list', or a folder."),
+    ] = "denoiser-elements",
+    no_denoise: Annotated[
+        bool, typer.Option("--no-denoise", help="IN is without noise: denoised, quenched, built.")
+    ] = False,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps per frame, at most.")] = 10,
+    species: Annotated[
+        str | None,
+        typer.Option("--species", metavar="A,B", help="Elements of LAMMPS types 1, 2, ..."),
+    ] = None,
+    format_in: Annotated[
+        str | None, typer.Option("--format-in", metavar="FORMAT", help="Format of IN.  [default: guessed]")
+    ] = None,
+    start: Annotated[int, typer.Option("--start", min=0, help="First frame, counted from 0.")] = 0,
+    stop: Annotated[int | None, typer.Option("--stop", min=1, help="Frame to stop before.")] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Take every n-th frame.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads for the network.  [default: torch's]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+) -> None:
+    """Count the defects of a hot crystal: denoise each frame, then look.
+
+    Structures, vacancies and interstitials (no reference lattice needed), stacking faults and twins, grains,
+    dislocation lines with their Burgers vectors, and what is disordered: one table; with -o also JSON and
+    a picture, along time if there are several frames.
+
+    \b
+    Examples:
+      zoo analyze snapshot.extxyz
+      zoo analyze run.dump.gz --every 10 -o defects.json
+      zoo analyze quenched.cif --no-denoise
+    """
+    from zoo.analyze_command import Job, run
+
+    job = Job(
+        source=input_file,
+        output=output,
+        checkpoint=None if no_denoise else checkpoint,
+        steps=steps,
+        species=None if species is None else species.split(","),
+        format_in=format_in,
+        start=start,
+        stop=stop,
+        every=every,
+        overwrite=overwrite,
+        threads=threads,
+        quiet=quiet,
+    )
+    raise typer.Exit(run(job, _console()))
+
+
 class _WithLists(TyperCommand):
     """A command whose list options take several values at once, as the shell's ``md/*.xtc`` gives them."""
 

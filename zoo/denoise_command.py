@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import StructureError, ZooError
 
@@ -19,6 +19,27 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _REDRAW_SECONDS = 0.1
+
+
+class Selection(Protocol):
+    """What reading frames and telling of progress need to know of a job."""
+
+    @property
+    def source(self) -> Path: ...
+    @property
+    def species(self) -> list[str] | None: ...
+    @property
+    def format_in(self) -> str | None: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int | None: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def quiet(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -61,8 +82,8 @@ def run(job: Job) -> int:
     writer = FrameWriter(job.target, job.format_out, source=job.source, overwrite=True)
     if job.target.is_file() and not job.overwrite:
         raise StructureError(f"{job.target} exists already; use --overwrite, or another name with -o")
-    meter = _Meter(job)
-    frames = _selected(job, meter)
+    meter = Meter(job)
+    frames = selected_frames(job, meter)
     try:
         first = next(frames, None)
         if first is None:
@@ -101,7 +122,8 @@ def _kept(writer: Any, job: Job) -> str:
     return f"{frames} kept in {job.target}"
 
 
-def _selected(job: Job, meter: _Meter) -> Iterator[tuple[int, Atoms]]:
+def selected_frames(job: Selection, meter: Meter) -> Iterator[tuple[int, Atoms]]:
+    """The frames that were asked for, checked, with their numbers; the file is read as they are taken."""
     from zoo.structures import check_structure, read_frames
 
     frames = read_frames(job.source, job.format_in, job.species, on_read=meter.on_read)
@@ -116,7 +138,7 @@ def _denoise_all(
     rest: Iterator[tuple[int, Atoms]],
     job: Job,
     writer: Any,
-    meter: _Meter,
+    meter: Meter,
     tally: _Tally | None,
 ) -> None:
     current: tuple[int, Atoms] | None = first
@@ -170,23 +192,23 @@ class _Tally:
         for name in (*STRUCTURES[1:], STRUCTURES[0]):
             before, after = self._before[name] / self._frames, self._after[name] / self._frames
             if before or after:
-                table.add_row(name, _percent(before), _percent(after))
+                table.add_row(name, percent(before), percent(after))
         Console().print(table)
 
 
-def _percent(share: float) -> str:
-    # Rounded down: one atom in ten thousand must not disappear in a 100 %.
+def percent(share: float) -> str:
+    """Rounded down: one atom in ten thousand must not disappear in a 100 %."""
     return f"{int(share * 1e4 + 1e-6) / 100:.2f} %"
 
 
-class _Meter:
+class Meter:
     """Progress on a terminal, and the figures for the summary line.
 
     Without ``--stop`` the number of frames is not known before the end of the file, so the bar shows
     the share of the file that has been read, advanced within a frame by the steps done.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Selection) -> None:
         self._job = job
         self._read = (0, 1)
         self._share_before = 0.0
@@ -204,7 +226,7 @@ class _Meter:
         """Bytes read so far and size of the input file."""
         self._read = (done, max(size, 1))
 
-    def __enter__(self) -> _Meter:
+    def __enter__(self) -> Meter:
         from rich.console import Console
 
         console = Console(stderr=True)

@@ -66,7 +66,7 @@ def run(job: Job, console: Any) -> int:
     ZooError
         One line.
     """
-    check_output(job)
+    check_report(job.output, job.picture, job.overwrite)
     check_extras()
     if job.save_rollout is not None:
         from zoo.rollout.output import check_output as check_rollout
@@ -122,7 +122,7 @@ def run(job: Job, console: Any) -> int:
     return 0
 
 
-def check_output(job: Job) -> None:
+def check_report(output: Path, picture: Path, overwrite: bool) -> None:
     """That the report and the picture can be written; looks, and writes nothing.
 
     Raises
@@ -130,17 +130,17 @@ def check_output(job: Job) -> None:
     ZooError : another suffix than .json, a folder that is missing or cannot be written, a file that is there
         already or that is an input.
     """
-    if job.output.suffix.lower() != ".json":
-        raise ZooError(f"cannot write {job.output}: name a report that ends in .json")
-    folder = job.output.parent
+    if output.suffix.lower() != ".json":
+        raise ZooError(f"cannot write {output}: name a report that ends in .json")
+    folder = output.parent
     if not folder.is_dir():
-        raise ZooError(f"cannot write {job.output}: there is no folder {folder}")
+        raise ZooError(f"cannot write {output}: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ZooError(f"cannot write {job.output}: folder {folder} is not writable")
-    for path in (job.output, job.picture):
+        raise ZooError(f"cannot write {output}: folder {folder} is not writable")
+    for path in (output, picture):
         if path.is_dir():
             raise ZooError(f"cannot write {path}: it is a folder; choose another output (-o)")
-        if path.exists() and not job.overwrite:
+        if path.exists() and not overwrite:
             raise ZooError(f"{path} exists already; choose another output (-o), or --overwrite")
 
 

@@ -69,12 +69,14 @@ class Dislocation:
     span : end of the line minus its start in Å, (3,); a lattice vector of the cell for a line that
         crosses a periodic cell, zero for a closed loop.
     length : length along the line in Å.
+    points : the line itself, (n, 3) Å; not wrapped into the cell.
     """
 
     burgers_vector: FloatArray
     spatial_burgers_vector: FloatArray
     span: FloatArray
     length: float
+    points: FloatArray
 
 
 def structure_types(atoms: Atoms, *, partial_diamond: bool = False, rmsd_cutoff: float = 0.1) -> IntArray:
@@ -155,7 +157,7 @@ def wigner_seitz(atoms: Atoms, reference: Atoms) -> tuple[int, int]:
     interstitials are the atoms in excess of one per site.  Only cell and pbc of ``reference``
     count, so both structures must share one frame (no drift, no strain).
     """
-    _ovito()
+    require_ovito()
     from ovito.modifiers import WignerSeitzAnalysisModifier
     from ovito.pipeline import StaticSource
 
@@ -183,26 +185,42 @@ def dislocations(atoms: Atoms, lattice: str) -> list[Dislocation]:
     of the Burgers vectors depend on the directions of the lines, which DXA chooses; see
     `net_burgers_vector` for a sum that does not.
     """
+    return dislocation_network(atoms, lattice)[0]
+
+
+def dislocation_network(atoms: Atoms, lattice: str) -> tuple[list[Dislocation], dict[str, tuple[int, float]]]:
+    """Dislocation lines as by `dislocations`; of each family of Burgers vectors their number and length (Å).
+
+    Families are named as by OVITO, "1/6<112> (Shockley)"; those without a line are left out.
+    """
     if lattice not in _DXA_LATTICES:
         raise StructureError(
             f"dislocations: no lattice {lattice!r}; choose one of {', '.join(_DXA_LATTICES)}"
         )
-    _ovito()
+    require_ovito()
     from ovito.modifiers import DislocationAnalysisModifier
 
     modifier = DislocationAnalysisModifier()
     modifier.input_crystal_structure = getattr(DislocationAnalysisModifier.Lattice, _DXA_LATTICES[lattice])
-    data = to_ovito(atoms)
+    data: Any = to_ovito(atoms)
     data.apply(modifier)
-    return [
+    numbers, lengths = data.tables["disloc-counts"], data.tables["disloc-lengths"]
+    families = {
+        kind.name: (int(numbers.y[kind.id]), float(lengths.y[kind.id]))
+        for kind in numbers.x.types
+        if numbers.y[kind.id]
+    }
+    lines = [
         Dislocation(
             burgers_vector=np.array(line.true_burgers_vector, dtype=np.float64),
             spatial_burgers_vector=np.array(line.spatial_burgers_vector, dtype=np.float64),
             span=np.asarray(line.points[-1] - line.points[0], dtype=np.float64),
             length=float(line.length),
+            points=np.array(line.points, dtype=np.float64),
         )
         for line in data.dislocations.lines
     ]
+    return lines, families
 
 
 def net_burgers_vector(lines: Sequence[Dislocation], axis: int, period: float) -> FloatArray:
@@ -265,7 +283,7 @@ def to_ovito(atoms: Atoms) -> Any:
 
     The cell is reduced, and along directions that are not periodic it is the atoms' extent.
     """
-    _ovito()
+    require_ovito()
     from ovito.data import DataCollection
 
     _check(atoms)
@@ -278,7 +296,8 @@ def to_ovito(atoms: Atoms) -> Any:
     return data
 
 
-def _ovito() -> None:
+def require_ovito() -> None:
+    """Raise MissingExtraError unless OVITO is installed."""
     try:
         import ovito  # noqa: F401
     except ImportError as error:

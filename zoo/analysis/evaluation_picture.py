@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zoo.errors import MissingExtraError
-
 #: Of Okabe & Ito, distinct for every common form of colour blindness.
 MD, ROLLOUT = "#0072b2", "#d55e00"
 _COLUMNS = 3
@@ -29,24 +27,16 @@ def draw(report: dict[str, Any], path: Path) -> Path:
     MissingExtraError : matplotlib is not installed.
     ZooError : the picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            f"pictures need matplotlib ({error}): pip install 'score-zoo[analysis]'"
-        ) from error
-    from zoo.analysis.pictures import _write_atomically
+    from zoo.analysis.pictures import new_figure, write_atomically
 
     panels = _panels(report)
     n_rows = -(-len(panels) // _COLUMNS)
-    figure = Figure(figsize=(6.0 * _COLUMNS, 4.9 * n_rows + 0.9), dpi=90, facecolor="white")
-    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call, unused-ignore]
+    figure = new_figure(6.0 * _COLUMNS, 4.9 * n_rows + 0.9, 90)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     figure.suptitle(_title(report), fontsize=15)
     for k, panel in enumerate(panels):
         panel(figure.add_subplot(n_rows, _COLUMNS, k + 1))
-    return _write_atomically(figure, path, 90)
+    return write_atomically(figure, path, 90)
 
 
 def _title(report: dict[str, Any]) -> str:

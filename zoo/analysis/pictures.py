@@ -48,14 +48,6 @@ def before_after(
     StructureError : labels and atoms do not match.
     ZooError : the picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            f"pictures need matplotlib ({error}): pip install 'score-zoo[analysis]'"
-        ) from error
-
     panels = []
     for atoms, given in zip(_same_images(before, after), (labels_before, labels_after), strict=True):
         labels = np.asarray(given, dtype=np.int64)
@@ -64,8 +56,7 @@ def before_after(
         panels.append((atoms, labels))
     dpi = 100
     width, height = 2 * pixels + 90, pixels + 250
-    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call, unused-ignore]
+    figure = new_figure(width / dpi, height / dpi, dpi)
     if title:
         figure.text(0.5, 1 - 34 / height, title, ha="center", va="center", fontsize=17, color=_INK)
     fractions = [structure_fractions(labels) for _, labels in panels]
@@ -80,7 +71,7 @@ def before_after(
         bar = figure.add_axes((left, 112 / height, pixels / width, 30 / height))
         _fraction_bar(bar, fractions[i])
     _legend(figure, fractions, width, height)
-    return _write_atomically(figure, Path(path), dpi)
+    return write_atomically(figure, Path(path), dpi)
 
 
 def spheres(atoms: Atoms, labels: npt.ArrayLike, pixels: int = 760, *, oversampling: int = 2) -> FloatArray:
@@ -282,7 +273,32 @@ def _legend(figure: Any, fractions: list[dict[str, float]], width: int, height: 
     )
 
 
-def _write_atomically(figure: Any, path: Path, dpi: int) -> Path:
+def new_figure(width: float, height: float, dpi: int) -> Any:
+    """A white page of so many inches that draws itself, whatever display there is or is not.
+
+    Raises
+    ------
+    MissingExtraError : matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            f"pictures need matplotlib ({error}): pip install 'score-zoo[analysis]'"
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call, unused-ignore]
+    return figure
+
+
+def write_atomically(figure: Any, path: Path, dpi: int) -> Path:
+    """Save a figure as PNG under a temporary name, then give it its own.
+
+    Raises
+    ------
+    ZooError : it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.analysis.kinetics import torsion_histogram
-from zoo.errors import MissingExtraError, StructureError
+from zoo.errors import StructureError
 
 if TYPE_CHECKING:
     from zoo.molecules.molecule import Molecule
@@ -38,20 +38,12 @@ def ramachandran(angles: Any, path: Path, title: str = "", start: Any = None) ->
     MissingExtraError : matplotlib is not installed.
     ZooError : the picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            f"pictures need matplotlib ({error}): pip install 'score-zoo[analysis]'"
-        ) from error
-    from zoo.analysis.pictures import _write_atomically
+    from zoo.analysis.pictures import new_figure, write_atomically
 
     counts = torsion_histogram(angles, 60)
     energy = np.full(counts.shape, np.nan)
     energy[counts > 0] = -np.log(counts[counts > 0] / counts.max())
-    figure = Figure(figsize=(7, 6), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call, unused-ignore]
+    figure = new_figure(7, 6, 110)
     axes = figure.add_subplot()
     shown = axes.imshow(energy.T, origin="lower", extent=(-180, 180, -180, 180), cmap="viridis")
     figure.colorbar(shown, ax=axes, label="free energy (kT)")
@@ -64,4 +56,4 @@ def ramachandran(angles: Any, path: Path, title: str = "", start: Any = None) ->
     axes.set(xlabel="φ (degrees)", ylabel="ψ (degrees)", title=title)
     axes.set_xticks(range(-180, 181, 60))
     axes.set_yticks(range(-180, 181, 60))
-    return _write_atomically(figure, Path(path), 110)
+    return write_atomically(figure, Path(path), 110)

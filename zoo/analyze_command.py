@@ -1,0 +1,224 @@
+"""What `zoo analyze` does: the defects of every frame, as a table, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.denoise_command import INTERRUPTED, Meter, percent, selected_frames
+from zoo.errors import StructureError, ZooError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from rich.console import Console
+
+    from zoo.analysis.crystals import IntArray
+    from zoo.analysis.defect_report import DefectReport
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the user asked for; frames count from 0, ``stop`` is exclusive.
+
+    ``checkpoint`` None: the frames are without noise already.  ``output`` None: only the table.
+    """
+
+    source: Path
+    output: Path | None
+    checkpoint: str | None
+    steps: int = 10
+    species: list[str] | None = None
+    format_in: str | None = None
+    start: int = 0
+    stop: int | None = None
+    every: int = 1
+    overwrite: bool = False
+    threads: int | None = None
+    quiet: bool = False
+
+
+def run(job: Job, console: Console) -> int:
+    """Analyze a trajectory and return the exit status: 0, or 130 when interrupted.
+
+    Raises
+    ------
+    ZooError : one line; what was finished before is written if ``output`` was asked for.
+    """
+    from zoo.cli import require_ovito
+    from zoo.evaluate_command import check_report
+
+    if job.stop is not None and job.stop <= job.start:
+        raise StructureError(f"no frame selected: --stop {job.stop} is not after --start {job.start}")
+    require_ovito()
+    if job.output is not None:
+        check_report(job.output, job.output.with_suffix(".png"), job.overwrite)
+    meter = Meter(job)
+    frames = selected_frames(job, meter)
+    first = next(frames, None)
+    if first is None:
+        raise StructureError(f"no frame selected: {job.source} ends before frame {job.start}")
+    denoiser = _denoiser(job)
+    found = _Found(job, None if denoiser is None else f"{denoiser.name}@{denoiser.config.version}")
+    status, failure = 0, None
+    try:
+        with meter:
+            current: tuple[int, Atoms] | None = first
+            while current is not None:
+                index, atoms = current
+                meter.begin(len(atoms))
+                try:
+                    found.add(index, *_analyzed(denoiser, atoms, job.steps, meter))
+                except StructureError as error:
+                    raise StructureError(f"{job.source}, frame {index + 1}: {error}") from None
+                meter.finish(1)
+                current = next(frames, None)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except ZooError as error:
+        failure = error
+    found.show(console)
+    written = found.write()
+    if written:
+        console.print(f"written to {written}", highlight=False, soft_wrap=True)
+    done = f"{len(found.reports)} finished frame{'s are' if len(found.reports) != 1 else ' is'} shown"
+    if status == INTERRUPTED:
+        print(f"interrupted: {done}", file=sys.stderr)
+    if failure is not None:
+        raise failure if not found.reports else ZooError(f"{failure}; {done}")
+    return status
+
+
+def _denoiser(job: Job) -> Any:
+    if job.threads is not None:
+        import torch
+
+        torch.set_num_threads(job.threads)
+    if job.checkpoint is None:
+        return None
+    from zoo.denoiser import Denoiser
+
+    return Denoiser.from_pretrained(job.checkpoint)
+
+
+def _analyzed(denoiser: Any, atoms: Atoms, steps: int, meter: Meter) -> tuple[Atoms, IntArray, DefectReport]:
+    from zoo.analysis.crystals import structure_types
+    from zoo.analysis.defect_report import defect_report
+
+    clean = atoms if denoiser is None else denoiser.denoise(atoms, steps=steps, callback=meter.step)
+    labels = structure_types(clean)
+    return clean, labels, defect_report(clean, labels)
+
+
+class _Found:
+    """The reports so far, and what is needed of the last frame for the picture."""
+
+    def __init__(self, job: Job, checkpoint: str | None) -> None:
+        self.job, self.checkpoint = job, checkpoint
+        self.reports: list[DefectReport] = []
+        self.frames: list[int] = []
+        self._steps: list[float | None] = []
+        self._last: tuple[Atoms, IntArray] | None = None
+
+    def add(self, frame: int, atoms: Atoms, labels: IntArray, report: DefectReport) -> None:
+        self.reports.append(report)
+        self.frames.append(frame)
+        self._last = (atoms, labels)
+        step = atoms.info.get("timestep")
+        self._steps.append(float(step) if isinstance(step, int | float) else None)
+
+    def times(self) -> tuple[str, list[float]]:
+        """A name and the value of each frame: MD steps where the file has them, else its number."""
+        steps = [step for step in self._steps if step is not None]
+        if len(steps) == len(self.frames) and len(set(steps)) == len(steps):
+            return "MD step", steps
+        return "frame", [float(k) for k in self.frames]
+
+    def write(self) -> str:
+        """JSON and picture, if they were asked for; what to tell of them."""
+        if self.job.output is None or self._last is None:
+            return ""
+        from zoo.analysis.defect_picture import draw
+        from zoo.checkpoint import to_json, write_text
+
+        label, times = self.times()
+        content = {
+            "format": FORMAT,
+            "source": self.job.source.name,
+            "checkpoint": self.checkpoint,
+            "frames": [
+                {"frame": frame, label.replace(" ", "_").lower(): time, **report.to_json()}
+                for frame, time, report in zip(self.frames, times, self.reports, strict=True)
+            ],
+        }
+        write_text(self.job.output, to_json(content, self.job.output))
+        picture = self.job.output.with_suffix(".png")
+        draw(self.reports, times, label, picture, self._last)
+        return f"{self.job.output} and {picture}"
+
+    def show(self, console: Console) -> None:
+        """The table: a column of figures for one frame, a line per frame for several."""
+        if not self.reports:
+            return
+        if len(self.reports) == 1:
+            _show_one(self.reports[0], console)
+        else:
+            _show_many(self.reports, *self.times(), console)
+
+
+def _show_one(report: DefectReport, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    table.add_row("atoms", f"{report.atoms:,}")
+    for name, share in report.fractions.items():
+        if share and name != "other":
+            table.add_row(name, percent(share))
+    table.add_row("other", percent(report.fractions["other"]))
+    table.add_row("  of it disordered", percent(report.disordered))
+    if report.crystal is not None:
+        table.add_row("vacancies", str(report.vacancies))
+        table.add_row("interstitials", str(report.interstitials))
+        for kind, number in report.planes.items():
+            table.add_row(kind if number == 1 else _plural(kind), str(number))
+        table.add_row("grains", _grains(report.grains))
+        for family, (number, length) in report.dislocations.items():
+            table.add_row(f"dislocations {family}", f"{number}, {length:.1f} Å")
+        if report.dislocation_density:
+            table.add_row("dislocation density", f"{report.dislocation_density:.3g} /m²")
+    console.print(table)
+
+
+def _show_many(reports: Sequence[DefectReport], label: str, times: Sequence[float], console: Console) -> None:
+    from rich.table import Table
+
+    kinds = sorted({kind for report in reports for kind in report.planes})
+    table = Table(box=None, pad_edge=False)
+    headers = (label, "crystal", "of atoms", "disordered", "vacancies", "interstitials")
+    for header in (*headers, *map(_plural, kinds), "grains", "dislocations, Å"):
+        table.add_column(header, justify="left" if header == "crystal" else "right")
+    for time, r in zip(times, reports, strict=True):
+        share = 0.0 if r.crystal is None else r.fractions[r.crystal]
+        table.add_row(
+            f"{time:g}", r.crystal or "none", percent(share), percent(r.disordered), str(r.vacancies),
+            str(r.interstitials), *(str(r.planes.get(kind, 0)) for kind in kinds), str(len(r.grains)),
+            f"{r.dislocation_length:.1f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def _plural(kind: str) -> str:
+    return kind.removesuffix("y") + "ies" if kind.endswith("y") else kind + "s"
+
+
+def _grains(sizes: Sequence[int]) -> str:
+    if len(sizes) < 2:
+        return str(len(sizes))
+    shown = ", ".join(f"{size:,}" for size in sizes[:4])
+    return f"{len(sizes)} ({shown}{', …' if len(sizes) > 4 else ''} atoms)"
