@@ -87,6 +87,25 @@ def test_counting_does_not_depend_on_orientation_strain_cell_or_order(name: str)
     assert counted(atoms) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [("fcc", 2), ("fcc", 3), ("bcc", 3), ("sc", 3), ("diamond", 2)],
+)
+def test_supercells_as_small_as_those_of_electronic_structure_are_counted(name: str, n: int) -> None:
+    atoms = bulk(
+        "Si", name, a={"fcc": 3.6, "bcc": 2.87, "sc": 2.5, "diamond": 5.43}[name], cubic=True
+    ).repeat(n)
+    assert counted(atoms) == (0, 0)
+    del atoms[0]
+    assert counted(atoms) == (1, 0)
+
+
+def test_a_unit_cell_is_reported_and_not_refused() -> None:
+    report = defect_report(bulk("Cu", cubic=True))
+    assert (report.crystal, report.vacancies, report.interstitials) == ("fcc", 0, 0)
+    assert (report.grains, report.dislocations) == ((4,), {})
+
+
 def test_neighbouring_vacancies_are_two_and_a_pair_with_its_atom_is_none() -> None:
     atoms = FCC.perfect()
     centre = build.central_atom(atoms)
@@ -204,8 +223,9 @@ def test_a_trajectory_becomes_a_table_a_report_and_a_picture(
     report = trajectory.with_name("defects.json")
     assert cli(["analyze", str(trajectory), "-o", str(report), "-q"]) == 0
     table = capsys.readouterr().out
-    assert "vacancies" in table
+    assert "vac." in table
     assert "100.00 %" in table
+    assert max(map(len, table.splitlines()[:4])) <= 80
     found = json.loads(report.read_text())
     assert found["checkpoint"].startswith("denoiser-elements@")
     assert [(f["frame"], f["vacancies"], f["interstitials"]) for f in found["frames"]] == [

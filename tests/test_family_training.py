@@ -21,7 +21,7 @@ from training.benchmarks.alkanes.__main__ import evaluate_molecule, flattened, u
 from training.benchmarks.alkanes.__main__ import main as alkanes_benchmark
 from training.benchmarks.alkanes.chains import MINUS, PLUS, TRANS, compare, figures, measure, states_of
 from training.loop import LoopConfig
-from training.own_simulation import calculator, simulate
+from training.own_simulation import calculator, check_length, simulate
 from training.reference_md.segments import read_record
 from training.score_dynamics.families import fit, read_packed, write_packed
 from training.score_dynamics.family_recipe import FamilyRecipe, pack, power_law
@@ -254,7 +254,7 @@ def test_jumps_of_the_whole_molecule_are_taken_out() -> None:
     [
         (["short"], 1.0, r"95 pairs 1 ps apart, and at least 500 are needed: run on for 81 ps more"),
         (["run", "coarse"], 1.0, r"coarse.xtc has frames every 1 ps and .*run.xtc every 0.2 ps"),
-        (["run"], 0.3, r"do not make a lag of 0.3 ps: choose --lag"),
+        (["run"], 0.3, r"do not make a lag of 0.3 ps: write frames every 0.15 ps, or train --from-nothing"),
         (["coarse"], 0.5, r"frames every 1 ps, which do not make a lag of 0.5 ps"),
         (["uneven"], 1.0, r"from time .* to the next frame are 3.2 ps"),
         (["wrapped"], 1.0, r"is broken across a periodic box that the input does not have"),
@@ -320,6 +320,48 @@ def test_finetuning_is_stopped_and_continued_and_ends_with_a_verdict(
     assert "C(CCHH)" in config.family["environments"]
 
 
+def test_a_run_that_is_killed_while_it_reports_is_continued_and_another_one_replaces_it(
+    base: Path, own: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "mine"
+    arguments = [
+        str(base), "--trajectory", str(own["run"]), "--topology", str(own["topology"]), "--steps", "4",
+        "--batch-size", "16", "--walkers", "2", "--rollout", "50", "--log-every", "2", "--out", str(out),
+    ]  # fmt: skip
+    report = finetune_dynamics._report
+
+    def killed(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune_dynamics, "_report", killed)
+    assert finetune_dynamics.main(arguments) == 130
+    assert not out.exists()
+    monkeypatch.setattr(finetune_dynamics, "_report", report)
+    assert finetune_dynamics.main(arguments) == 0
+    assert "evaluation" in read_metrics(out)["sections"]
+    assert not (tmp_path / "mine-training").exists()
+    first = (out / "model.safetensors").read_bytes()
+    for report_file in ("evaluation.json", "evaluation.png"):
+        (out / report_file).write_text("of the old one")
+    assert finetune_dynamics.main([*arguments, "--seed", "1"]) == 0  # `zoo finetune` asks for --overwrite
+    assert (out / "model.safetensors").read_bytes() != first
+    assert not (out / "evaluation.json").exists()  # this one has none: the molecule falls apart
+    (out / "notes.txt").write_text("mine")
+    assert finetune_dynamics.main(arguments) == 1
+    assert (out / "notes.txt").exists()
+
+
+def test_weights_that_another_run_kept_are_not_taken(packed_path: Path, tmp_path: Path) -> None:
+    packed = read_packed(packed_path)
+    loop = LoopConfig(n_steps=2, learning_rate=1e-3, warmup=1, log_every=1)
+    _, expected = fit(packed, tmp_path / "alone", replace(loop, seed=1), keep_best=True)
+    fit(packed, tmp_path / "both", loop, keep_best=True)
+    for name in ("state.safetensors", "log.jsonl"):
+        (tmp_path / "both" / name).unlink()  # killed before its state was saved for the first time
+    _, found = fit(packed, tmp_path / "both", replace(loop, seed=1), keep_best=True)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -327,7 +369,7 @@ def test_finetuning_is_stopped_and_continued_and_ends_with_a_verdict(
         (["--trajectory", "no.xtc"], "no.xtc: there is no such file"),
         (["--trajectory", "no*.xtc"], "no*.xtc: there is no such file"),
         ([], "nothing to learn from: give MD of your molecule"),
-        (["--trajectory", "a.xtc", "--rehearsal", "0.3"], "has no --rehearsal"),
+        (["--trajectory", "a.xtc", "--rehearsal", "0"], "has no --rehearsal"),
     ],
 )
 def test_finetune_tells_wrong_input_in_one_line(
@@ -419,6 +461,28 @@ def test_md_by_an_ase_calculator_goes_on_where_it_was(tmp_path: Path) -> None:
     assert np.abs(whole - longer).max() < 1e-3  # nm; the state is kept as text
     assert reference_molecule(path).formula == "CH4"
     assert frame_interval(path) == pytest.approx(0.2)
+
+
+def test_md_of_another_kind_is_not_continued_and_too_short_a_one_not_begun(tmp_path: Path) -> None:
+    start = tmp_path / "methane.xyz"
+    start.write_text(
+        "5\n\nC 0 0 0\nH 0.63 0.63 0.63\nH -0.63 -0.63 0.63\nH -0.63 0.63 -0.63\nH 0.63 -0.63 -0.63\n"
+    )
+    emt = "ase.calculators.emt:EMT"
+    simulate(start, tmp_path / "md", 0.2, [], emt, None)
+    for other, temperature, what in (
+        ("ase.calculators.lj:LennardJones", 300.0, "calculator"),
+        (emt, 350.0, "temp"),
+    ):
+        with pytest.raises(ZooError, match=f"made with another {what}"):
+            simulate(start, tmp_path / "md", 0.4, [], other, None, temperature=temperature)
+    with pytest.raises(ZooError, match="MD with OpenMM is at 300 K here, not 350"):
+        simulate(start, tmp_path / "new", 0.4, [], None, None, temperature=350.0)
+    with pytest.raises(ZooError, match=r"takes 100\.8 ps at least"):
+        check_length(100.0, 1.0)
+    with pytest.raises(ZooError, match=r"do not make a lag of 0\.3 ps"):
+        check_length(1000.0, 0.3)
+    check_length(101.0, 1.0)
 
 
 @pytest.mark.slow

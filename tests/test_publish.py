@@ -15,7 +15,7 @@ import pytest
 from tests.hub_client import NOWHERE, PIN, Client, failure
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 from training import pin
-from zoo import publish_command, publishing, registry
+from zoo import publish_command, publishing, recipes, registry
 from zoo.checkpoint import write_text
 from zoo.cli import main
 from zoo.errors import CheckpointError
@@ -397,14 +397,14 @@ def recipe(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[list[str]]:
     """The commands of recipes that ran; each writes the checkpoint again, unless it is told to stop."""
     ran: list[list[str]] = []
 
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str]) -> int:
         ran.append(command[command.index("-m") :])
         if "--stop-after" not in command:
             write_text(folder / "config.json", (folder / "config.json").read_text())
         status = next((int(word) for word in command if word.startswith("-") and word[1:].isdigit()), 0)
-        return subprocess.CompletedProcess(command, 3 if "--fail" in command else status)
+        return 3 if "--fail" in command else status
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(recipes, "waited", run)
     monkeypatch.setattr(publishing, "look", lambda repo: publishing.State(None, {}))
     return ran
 

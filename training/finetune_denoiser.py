@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,13 +36,14 @@ from rich.table import Table
 
 from training import lattices
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
+from training.finished import REPORTS, finish, workplace
 from training.first_card import write_first_card
 from training.loop import LOG, STATE, LoopConfig, train
 from training.metrics import record
 from training.perfect_structures import Perfect, draw, read_perfect, supercell
 from training.recovery import Recovered, recovery
 from zoo.backbones.moments import Moments, MomentsConfig
-from zoo.checkpoint import save
+from zoo.checkpoint import check_replaceable, save
 from zoo.denoiser import Denoiser
 from zoo.errors import CheckpointError, ZooError
 
@@ -129,7 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
+        print(
+            "interrupted: the same command continues, from a minute ago at most",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -167,6 +170,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             setattr(args, option, getattr(schedule, option))
     if not 0 <= args.rehearsal < 1:
         raise ZooError(f"--rehearsal is {args.rehearsal:g}: give a share from 0 to below 1")
+    check_replaceable(args.out, REPORTS)
     started = time.perf_counter()
     crystals = [read_perfect(path) for path in args.structure]
     old = Denoiser.from_pretrained(args.checkpoint)
@@ -189,14 +193,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         network,
     )
     after = {noise: judged(new, among, noise) for noise in NOISES}
-    save(args.out, new.config.to_dict(), network.state_dict())
+    state = args.out.with_name(args.out.name + "-training")
+    made = workplace(state, args.out)
+    save(made, new.config.to_dict(), network.state_dict())
     rows = _rows(among, before, after)
     command = f"python -m training.finetune_denoiser {args.checkpoint} --structure " + " ".join(
         path.name for path in args.structure
     )
     command += " --from-nothing" if args.from_nothing else ""
     record(
-        args.out,
+        made,
         "training",
         [
             {
@@ -215,12 +221,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "rehearsal": args.rehearsal,
         },
     )
-    record(args.out, "recovery", rows, command=command, seed=_HELD_OUT_SEED)
-    write_first_card(args.out)
+    record(made, "recovery", rows, command=command, seed=_HELD_OUT_SEED)
+    write_first_card(made)
     _tell(console, among, after[JUDGED], "after")
     _report(console, rows)
-    _picture(args.out / "recovery.png", among, before, after)
-    shutil.rmtree(args.out.with_name(args.out.name + "-training"), ignore_errors=True)
+    _picture(made / "recovery.png", among, before, after)
+    finish(made, state, args.out)
     console.print(f"wrote {args.out} after {step} steps, {seconds / 60:.1f} minutes ({why})")
     return 0
 
@@ -390,7 +396,7 @@ def _report(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         at = next(row for row in mine if row["noise"] == JUDGED)
         held = _held(mine)
         if at["new"]:
-            verdict = "recovered" if at["recovered_after"] >= 0.999 else "not yet: more steps"
+            verdict = "recovered" if at["recovered_after"] >= 0.999 else "not yet: more --minutes"
         else:
             lost = at["recovered_before"] - at["recovered_after"]
             verdict = "kept" if lost <= 0.0005 else f"forgotten by {100 * lost:.2f} %"

@@ -30,10 +30,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from training.finished import REPORTS, finish, workplace
 from training.first_card import write_first_card
 from training.loop import LOG, PRECISIONS, LoopConfig
 from training.metrics import record
-from training.own_simulation import simulate
+from training.own_simulation import check_length, simulate
 from training.reference_md.segments import Segment
 from training.score_dynamics.fit import printed
 from training.score_dynamics.learners import Request, learner
@@ -42,7 +43,7 @@ from training.score_dynamics.recipe import summary
 from training.score_dynamics.verdicts import figures, judged
 from zoo.analysis.dihedrals import chain_torsions, choose_dihedrals
 from zoo.analysis.evaluation import Evaluation, evaluate
-from zoo.checkpoint import save
+from zoo.checkpoint import check_replaceable, save
 from zoo.errors import StructureError, ZooError
 from zoo.evaluate_command import check_extras, show, start_frames
 from zoo.molecules.molecule import Molecule
@@ -60,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command continues where it was saved last", file=sys.stderr)
+        print(
+            "interrupted: the same command continues, from two minutes ago at most",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -113,21 +117,28 @@ def run(args: argparse.Namespace, console: Console) -> int:
         value = getattr(args, option)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ZooError(f"--{option} is {value:g}: a positive number of {unit} is needed")
+    check_replaceable(args.out, REPORTS)
     old = ScoreDynamics.from_pretrained(args.checkpoint)
     args.lag = args.lag or old.lag_time
     state = args.out.with_name(args.out.name + "-training")
-    request = Request(
-        args.name or args.out.name, args.lag, args.temperature or old.config.temperature, args.batch_size,
-        args.from_nothing,
-    )  # fmt: skip
+    temperature = args.temperature or old.config.temperature
+    request = Request(args.name or args.out.name, args.lag, temperature, args.batch_size, args.from_nothing)
     lesson = learner(old, request, state)
     if args.md is not None:
-        made = simulate(
-            args.md, args.out.with_name(args.out.name + "-md"), args.md_ps, args.force_field, args.calculator,
-            args.model, args.threads,
-        )  # fmt: skip
-        args.trajectory = [made]
-    molecule, runs = lesson.read(args.trajectory, args.topology, args.interval)
+        check_length(args.md_ps, args.lag)
+        md = args.out.with_name(args.out.name + "-md")
+        args.trajectory = [
+            simulate(
+                args.md, md, args.md_ps, args.force_field, args.calculator, args.model, args.threads,
+                temperature,
+            )
+        ]  # fmt: skip
+    try:
+        molecule, runs = lesson.read(args.trajectory, args.topology, args.interval)
+    except StructureError as error:
+        if args.md is None:
+            raise
+        raise ZooError(f"the MD that was made, {args.trajectory[0]}, is of no use: {error}") from None
     dihedrals = named_dihedrals(molecule, args.dihedral)
     training, validation, held_out = split(runs, args.lag, args.held_out)
     total = sum((len(r.positions) - 1) * r.interval for r in runs)
@@ -159,7 +170,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     before = lesson.loss_before(held_out)
     lesson.finish(model, average)
     after, packed = lesson.loss(model, held_out), lesson.packed()
-    save(args.out, packed.config, model.state_dict())
+    made = workplace(state, args.out)
+    save(made, packed.config, model.state_dict())
     result = summary(packed, rows, sum(p.numel() for p in model.parameters()), args.precision, args.threads)
     result |= {
         "loss_before": before,
@@ -168,14 +180,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "started_from": None if args.from_nothing else old.checkpoint_id,
     }
     record(
-        args.out, "training", [result], command=_command(args, old), seed=args.seed,
+        made, "training", [result], command=_command(args, old), seed=args.seed,
         extra={
             "loop": dataclasses.asdict(loop),
             "segments": packed.segments,
             "earlier": [] if args.from_nothing else _earlier(old),
         },
     )  # fmt: skip
-    new = ScoreDynamics.from_pretrained(args.out, source="local").of(molecule)
+    new = ScoreDynamics.from_pretrained(made, source="local").of(molecule)
+    console.print(
+        f"a rollout of {args.walkers} walkers, {args.rollout:g} ps each, to put beside held-out MD; "
+        "this takes minutes",
+        highlight=False,
+    )
     found, walked = _report(args, new, held_out, dihedrals)
     console.print(
         f"\nheld-out loss {'' if before is None else f'{before:.4f} before, '}{after:.4f} after training",
@@ -183,14 +200,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if found is not None:
         show(found, console)
-        found.save_json(args.out / "evaluation.json")
-        found.save_png(args.out / "evaluation.png")
+        found.save_json(made / "evaluation.json")
+        found.save_png(made / "evaluation.png")
     verdict = judged(found, walked, before, after, total)
     record(
-        args.out, "evaluation", figures(found), command=_command(args, old), seed=args.seed,
+        made, "evaluation", figures(found), command=_command(args, old), seed=args.seed,
         extra={"verdict": verdict.word, "why": verdict.why, **walked},
     )  # fmt: skip
-    write_first_card(args.out)
+    write_first_card(made)
+    finish(made, state, args.out)
     console.print(f"\n[bold]{verdict.word}[/bold]: {verdict.why}", highlight=False, soft_wrap=True)
     console.print(f"written to {args.out}", highlight=False)
     return 0
@@ -222,7 +240,7 @@ def _report(
     steps = max(50, round(args.rollout / args.lag))
     start = start_frames(model, md, args.walkers)
     result = roll_out(model, start, steps, args.walkers, args.seed, keep=True, threads=args.threads)
-    made = {
+    went = {
         "walkers": args.walkers,
         "steps": steps,
         "redrawn_fraction": result.report.redrawn_fraction,
@@ -231,14 +249,14 @@ def _report(
     }
     moved = [each.xyz * np.float32(NM) for each in result.trajectories if len(each) > 1]
     if dihedrals is None or not moved:
-        return None, made
+        return None, went
     try:
         found = evaluate(moved, md, model.molecule, args.lag, dihedrals=dihedrals, seed=args.seed)
     except StructureError as error:  # walkers that stopped at once, or hardly any MD: the weights are kept
-        return None, {**made, "not_compared": str(error)}
+        return None, {**went, "not_compared": str(error)}
     found.details["checkpoint"] = model.checkpoint_id
-    found.details["rollout"] = made
-    return found, made
+    found.details["rollout"] = went
+    return found, went
 
 
 def _earlier(old: ScoreDynamics) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ A MACE model file is a pickle: opening one runs whatever is in it, so take it fr
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import sys
@@ -35,11 +36,16 @@ from training.reference_md.segments import (
     segment_path,
     write_record,
 )
+from zoo.checkpoint import write_text
 from zoo.errors import MissingExtraError, StructureError, ZooError
 from zoo.mace_import import import_mace
 from zoo.molecules.start import load_molecule, load_start
 
-TEMPERATURE = 300.0  # K
+TEMPERATURE = 300.0  # K, unless another one is asked of a calculator
+#: Fewer pairs of frames than this teach nothing.
+FEWEST_PAIRS = 500
+#: What the MD in a folder was made with.
+SETTINGS = "md.json"
 TIMESTEP = 0.5  # fs, of calculators: bonds to hydrogen are not held
 FRICTION = 0.01  # 1/fs, of calculators, which have no water to do it
 _SAVE_EVERY, _EQUILIBRATION = 2.0, 1.0  # ps
@@ -50,6 +56,42 @@ FORCE_FIELDS = (
     (("alkanes/opls-aa.xml",), True),
 )
 Tell = Callable[[str], object]
+
+
+def check_length(length: float, lag_time: float) -> None:
+    """That MD of ``length`` (ps) will be enough to learn steps of ``lag_time`` (ps) from.
+
+    Raises
+    ------
+    ZooError : too few pairs of frames, or frames that do not make the lag.
+    """
+    lag = round(lag_time / FRAME_INTERVAL)
+    if lag < 1 or abs(lag * FRAME_INTERVAL - lag_time) > 1e-6:
+        raise ZooError(f"MD has frames every {FRAME_INTERVAL} ps, which do not make a lag of {lag_time:g} ps")
+    needed = (FEWEST_PAIRS + lag - 1) * FRAME_INTERVAL
+    if length < needed:
+        raise ZooError(
+            f"--md-ps {length:g}: {FEWEST_PAIRS} pairs of frames {lag_time:g} ps apart are needed, which "
+            f"takes {needed:g} ps at least"
+        )
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """That MD which is in the folder already was made in the same way; notes how it is made."""
+    path = folder / SETTINGS
+    if path.exists() and segment_path(folder, 0).exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in settings if before.get(key) != settings[key])
+        if changed:
+            raise ZooError(
+                f"{folder} has MD that was made with another {', '.join(changed)}: delete it, or choose "
+                "another output"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise ZooError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
 def solute(start: Path, folder: Path) -> Path:
@@ -177,6 +219,8 @@ def calculator(spec: str, model: Path | None) -> Any:
             ) from None
     module, _, name = spec.partition(":")
     try:
+        if not name:
+            raise ValueError("it names no class")
         made = getattr(importlib.import_module(module), name)
         return made() if model is None else made(str(model))
     except (ImportError, AttributeError, ValueError) as error:
@@ -185,7 +229,9 @@ def calculator(spec: str, model: Path | None) -> Any:
         ) from None
 
 
-def with_ase(start: Path, folder: Path, length: float, calc: Any, tell: Tell = print) -> Path:
+def with_ase(
+    start: Path, folder: Path, length: float, calc: Any, tell: Tell = print, temperature: float = TEMPERATURE
+) -> Path:
     """Langevin MD in vacuum, 0.5 fs; returns its segment.
 
     Raises
@@ -199,7 +245,7 @@ def with_ase(start: Path, folder: Path, length: float, calc: Any, tell: Tell = p
 
     def dynamics(n: int) -> Langevin:
         return Langevin(
-            atoms, TIMESTEP * units.fs, temperature_K=TEMPERATURE, friction=FRICTION / units.fs, fixcm=False,
+            atoms, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, fixcm=False,
             rng=np.random.default_rng([1, n]),
         )  # fmt: skip
 
@@ -229,7 +275,7 @@ def with_ase(start: Path, folder: Path, length: float, calc: Any, tell: Tell = p
         noise = np.random.default_rng(0).standard_normal((len(atoms), 3))
         with explained():
             LBFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
-            atoms.set_momenta(np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)[:, None] * noise)
+            atoms.set_momenta(np.sqrt(atoms.get_masses() * units.kB * temperature)[:, None] * noise)
             dynamics(0).run(round(_EQUILIBRATION * 1000 / TIMESTEP))
         record = Record(
             pos_nm=(atoms.positions[None] / NM).astype(np.float32),
@@ -239,7 +285,7 @@ def with_ase(start: Path, folder: Path, length: float, calc: Any, tell: Tell = p
             n_atoms_total=len(atoms),
             provenance={
                 "calculator": type(calc).__name__,
-                "temperature_k": TEMPERATURE,
+                "temperature_k": temperature,
                 "timestep_fs": TIMESTEP,
             },
         )
@@ -298,8 +344,15 @@ def simulate(
     calculator_spec: str | None,
     model: Path | None,
     threads: int = 1,
+    temperature: float = TEMPERATURE,
 ) -> Path:
-    """`with_openmm` or `with_ase`, as asked; returns the segment."""
+    """`with_openmm` or `with_ase`, as asked; returns the segment.
+
+    Raises
+    ------
+    ZooError : the folder has MD that was made in another way; another temperature than 300 K of OpenMM; and
+        what the two raise.
+    """
     if not FRAME_INTERVAL <= length < 1e9:
         raise ZooError(f"{length:g} ps of MD: at least {FRAME_INTERVAL} ps are needed")
 
@@ -309,10 +362,20 @@ def simulate(
     if calculator_spec is None:
         if model is not None:
             raise ZooError("--model is of a --calculator, which is not given")
+        if temperature != TEMPERATURE:
+            raise ZooError(
+                f"MD with OpenMM is at {TEMPERATURE:g} K here, not {temperature:g}: make it yourself, or "
+                "take --calculator"
+            )
+        _check_settings(folder, {"calculator": "openmm", "force field": list(force_field)})
         return with_openmm(start, folder, length, force_field, threads, tell)
+    digest = None if model is None or not model.is_file() else hashlib.sha256(model.read_bytes()).hexdigest()
+    settings = {"calculator": calculator_spec, "model": digest, "temperature": temperature}
     precision = torch.get_default_dtype()  # MACE makes its own that of the process
     try:
-        return with_ase(start, folder, length, calculator(calculator_spec, model), tell)
+        calc = calculator(calculator_spec, model)
+        _check_settings(folder, settings)
+        return with_ase(start, folder, length, calc, tell, temperature)
     finally:
         torch.set_default_dtype(precision)
 

@@ -180,8 +180,8 @@ def _show_one(report: DefectReport, console: Console) -> None:
     for name, share in report.fractions.items():
         if share and name != "other":
             table.add_row(name, percent(share))
-    table.add_row("other", percent(report.fractions["other"]))
-    table.add_row("  of it disordered", percent(report.disordered))
+    table.add_row("other", percent(report.fractions["other"], up=True))
+    table.add_row("  of it disordered", percent(report.disordered, up=True))
     if report.crystal is not None:
         table.add_row("vacancies", str(report.vacancies))
         table.add_row("interstitials", str(report.interstitials))
@@ -193,6 +193,8 @@ def _show_one(report: DefectReport, console: Console) -> None:
         if report.dislocation_density:
             table.add_row("dislocation density", f"{report.dislocation_density:.3g} /m²")
     console.print(table)
+    if report.crystal is None:
+        console.print("no crystal found, so there are no defects to be counted")
 
 
 def _show_many(reports: Sequence[DefectReport], label: str, times: Sequence[float], console: Console) -> None:
@@ -200,15 +202,16 @@ def _show_many(reports: Sequence[DefectReport], label: str, times: Sequence[floa
 
     kinds = sorted({kind for report in reports for kind in report.planes})
     table = Table(box=None, pad_edge=False)
-    headers = (label, "crystal", "of atoms", "disordered", "vacancies", "interstitials")
-    for header in (*headers, *map(_plural, kinds), "grains", "dislocations, Å"):
-        table.add_column(header, justify="left" if header == "crystal" else "right")
+    headers = (label, "crystal", "of atoms", "disordered", "vac.", "int.")
+    for header in (*headers, *map(_plural, kinds), "grains", "lines, Å"):
+        justify: Any = "left" if header == "crystal" else "right"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=False)
     for time, r in zip(times, reports, strict=True):
         share = 0.0 if r.crystal is None else r.fractions[r.crystal]
         table.add_row(
-            f"{time:g}", r.crystal or "none", percent(share), percent(r.disordered), str(r.vacancies),
-            str(r.interstitials), *(str(r.planes.get(kind, 0)) for kind in kinds), str(len(r.grains)),
-            f"{r.dislocation_length:.1f}",
+            f"{time:g}", r.crystal or "none", percent(share), percent(r.disordered, up=True),
+            str(r.vacancies), str(r.interstitials), *(str(r.planes.get(kind, 0)) for kind in kinds),
+            str(len(r.grains)), f"{r.dislocation_length:.1f}",
         )  # fmt: skip
     console.print(table)
 

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -425,12 +425,12 @@ def save(
     target = target.resolve()  # a link keeps pointing where it did
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
     try:
-        _check_replaceable(target)
+        check_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         for name, content in contents.items():
             _write_synced(temporary / name, content)
-        _put_in_place(temporary, target)
+        put_in_place(temporary, target)
     except OSError as error:
         raise _cannot_write(target, error) from error
     finally:
@@ -480,12 +480,17 @@ def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"cannot write {path}: {error.strerror or error}; {advice}")
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path, also: Collection[str] = ()) -> None:
+    """That a folder is not there, or holds nothing but a checkpoint, and files named ``also``.
+
+    Raises:
+        CheckpointError: something of the user's is in the way.
+    """
     if not _exists(target):
         return
     if not target.is_dir():
         raise CheckpointError(f"cannot write the checkpoint to {target}: a file of that name is in the way")
-    ours = {CONFIG, WEIGHTS, CARD, METRICS}
+    ours = {CONFIG, WEIGHTS, CARD, METRICS, *also}
     others = sorted(
         entry.name
         for entry in target.iterdir()
@@ -497,7 +502,8 @@ def _check_replaceable(target: Path) -> None:
         )
 
 
-def _put_in_place(new: Path, target: Path) -> None:
+def put_in_place(new: Path, target: Path) -> None:
+    """Give a folder the name of another, which it replaces; what was there may be left under the old name."""
     if not target.exists():
         os.rename(new, target)
         return

@@ -55,7 +55,9 @@ def _root(
     Examples:
       zoo demo                                  denoise a bundled MD snapshot near melting
       zoo denoise run.dump -o clean.extxyz      denoise your own trajectory
+      zoo analyze run.dump -o defects.json      count its defects
       zoo rollout NAME start.pdb -n 1000        let a molecule take picosecond steps
+      zoo finetune NAME --structure my.cif -o mine    teach one your own crystal or molecule
       zoo list                                  the released checkpoints
       zoo info denoiser-elements                what one is for, and how well it does
       zoo space                                 all of this in a web page
@@ -524,7 +526,7 @@ def train(
         str | None, typer.Option("--publish", metavar="OWNER/NAME", help="Publish what comes out.")
     ] = None,
 ) -> None:
-    """Run a training recipe of the source repository: python -m training.RECIPE.
+    """Run the training recipe of a checkpoint, which makes it from nothing: python -m training.RECIPE.
 
     The checkpoint goes to build/RECIPE, or where --out says.
 
@@ -589,7 +591,7 @@ def finetune(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Of training (3000; a denoiser's stops by itself before 600)."),
+        typer.Option("--steps", min=1, help="Of training (3000); of each round of a denoiser's (500)."),
     ] = None,
     rehearsal: Annotated[
         float | None,
@@ -601,8 +603,9 @@ def finetune(
 ) -> None:
     """Teach a checkpoint a crystal or a molecule of your own; takes minutes.
 
-    A denoiser learns from perfect structures alone.  It stops by itself when held-out noised copies come
-    back, and reports up to which noise they do, and what was forgotten of the old lattices.
+    A denoiser learns from perfect structures alone.  It stops by itself after the first round at whose end
+    held-out noised copies come back, and reports up to which noise they do, and what was forgotten of the
+    old lattices.
 
     Score dynamics learns from your own MD, in water or not: solvent is stripped, periodic images are
     mended, a part is held out.  It ends with free energies and rates beside held-out MD, and a verdict.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -196,9 +197,10 @@ class _Tally:
         Console().print(table)
 
 
-def percent(share: float) -> str:
-    """Rounded down: one atom in ten thousand must not disappear in a 100 %."""
-    return f"{int(share * 1e4 + 1e-6) / 100:.2f} %"
+def percent(share: float, up: bool = False) -> str:
+    """Rounded down, so that one atom in ten thousand does not disappear in a 100 %; or ``up``."""
+    hundredths = math.ceil(share * 1e4 - 1e-6) if up else int(share * 1e4 + 1e-6)
+    return f"{hundredths / 100:.2f} %"
 
 
 class Meter:

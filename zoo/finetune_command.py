@@ -43,13 +43,13 @@ def finetune(
     files = trajectories if dynamics else structures
     if structures if dynamics else trajectories:
         raise ZooError(f"{name} is {what}: it learns from {wanted}, not from {other}")
-    wrong = [key for key in (_OF_DENOISERS if dynamics else _OF_DYNAMICS) if options.get(key)]
+    wrong = [key for key in (_OF_DENOISERS if dynamics else _OF_DYNAMICS) if _given(options, key)]
     if wrong:
         raise ZooError(f"{name} is {what}, which has no {wrong[0]}")
     md = options.get("--md")
     if md is not None and files:
         raise ZooError("give either MD that is there, --trajectory, or --md to make it")
-    wrong = [key for key in _OF_MD[1:] if options.get(key) and md is None]
+    wrong = [key for key in _OF_MD[1:] if _given(options, key) and md is None]
     if wrong:
         raise ZooError(f"{wrong[0]} is of the MD that --md makes: give --md MOLECULE")
     if not files and md is None:
@@ -64,7 +64,7 @@ def finetune(
         raise ZooError(f"{out} exists already: use --overwrite, or another name with -o")
     arguments = []
     for key, value in options.items():
-        if value is None or value is False or value == [] or (dynamics and key == "--workers"):
+        if not _given(options, key) or (dynamics and key == "--workers"):
             continue
         if value is True:
             arguments.append(key)
@@ -75,6 +75,11 @@ def finetune(
     source = [wanted, *map(str, files)] if files else []
     recipe = "finetune_dynamics" if dynamics else "finetune_denoiser"
     return recipes.run(recipe, [name, *source, "--out", str(out), *arguments])
+
+
+def _given(options: Mapping[str, Any], key: str) -> bool:
+    value = options.get(key)
+    return value is not None and value is not False and value != []  # 0 is something
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:

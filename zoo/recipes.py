@@ -45,5 +45,15 @@ def environment() -> dict[str, str]:
 
 def run(module: str, arguments: Sequence[str]) -> int:
     """Run a recipe; its exit status, as a shell would tell it."""
-    status = subprocess.run(command(module, arguments), check=False, env=environment()).returncode
+    status = waited(command(module, arguments))
     return _KILLED - status if status < 0 else status
+
+
+def waited(words: Sequence[str]) -> int:
+    """The return code of a process.  Ctrl-C reaches it, too; it is given the time to say what it kept."""
+    with subprocess.Popen(words, env=environment()) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.loop import LoopConfig, train
-from training.score_dynamics.fit import Best, add_arguments, loop_config, printed
+from training.score_dynamics.fit import Best, add_arguments, loop_config, printed, run_name
 from training.score_dynamics.packed import NoiseConfig
 from training.score_dynamics.transitions import Transitions, denoising_loss, make_batches
 from zoo.backbones.graph_transformer import GraphTransformer, GraphTransformerConfig
@@ -210,7 +210,12 @@ def fit(
             values = [float(loss(net, packed.members.index(m), rows)) for m, rows in checks]
         return {"validation": float(np.mean(values)) if values else math.nan}
 
-    best = Best(state, model, evaluate) if keep_best else None
+    settings = {
+        "data": packed.sha256,
+        "architecture": json.dumps([packed.config["backbone"], packed.config["architecture"]]),
+        "noise": json.dumps(asdict(noise)),
+    }
+    best = Best(state, model, evaluate, run_name(loop, settings, start_from)) if keep_best else None
 
     # The largest first, so that threads end at about the same time.
     order = sorted(
@@ -229,11 +234,7 @@ def fit(
         samples_per_step=packed.samples_per_step,
         evaluate=best or evaluate,
         accelerator=accelerator,
-        settings={
-            "data": packed.sha256,
-            "architecture": json.dumps([packed.config["backbone"], packed.config["architecture"]]),
-            "noise": json.dumps(asdict(noise)),
-        },
+        settings=settings,
     )
     model.bf16 = False
     return model, best.parameters(average) if best else average

@@ -12,11 +12,12 @@ and in state/log.jsonl, and a point of state/curve.png where Matplotlib is insta
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +91,12 @@ def fit(
             here = {key: value.to(device) for key, value in check.items()}
             return {"validation": float(denoising_loss(net, here, noise.sigma_mean, noise.sigma_std))}
 
-    best = Best(state, model, evaluate) if keep_best else None
+    settings = {
+        "data": packed.sha256,
+        "architecture": json.dumps([packed.config["backbone"], packed.config["architecture"]]),
+        "noise": json.dumps(asdict(noise)),
+    }
+    best = Best(state, model, evaluate, run_name(loop, settings, start_from)) if keep_best else None
 
     on_cpu = accelerator is None or accelerator.device.type == "cpu"
     n_terms = N_TERMS if on_cpu and noise.batch_size % N_TERMS == 0 else 1
@@ -112,14 +118,17 @@ def fit(
         samples_per_step=noise.batch_size,
         evaluate=best or evaluate,
         accelerator=accelerator,
-        settings={
-            "data": packed.sha256,
-            "architecture": json.dumps([packed.config["backbone"], packed.config["architecture"]]),
-            "noise": json.dumps(asdict(noise)),
-        },
+        settings=settings,
     )
     model.bf16 = False
     return model, best.parameters(average) if best else average
+
+
+def run_name(loop: LoopConfig, settings: Mapping[str, str], start_from: Path | None) -> str:
+    """Tells one run from another: a digest of its settings, and of the weights that it started from."""
+    start = None if start_from is None else hashlib.sha256(start_from.read_bytes()).hexdigest()
+    text = json.dumps([asdict(loop), dict(settings), start], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Best:
@@ -130,16 +139,25 @@ class Best:
     """
 
     def __init__(
-        self, state: Path, model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]
+        self, state: Path, model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]], run: str
     ) -> None:
-        self.path, self.evaluate = state / "best.safetensors", evaluate
+        self.path, self.evaluate, self.run = state / "best.safetensors", evaluate, run
         state.mkdir(parents=True, exist_ok=True)
         self.value = math.inf
-        if self.path.exists():
-            with safe_open(self.path, framework="pt") as file:
-                self.value = float(file.metadata()["validation"])
-        else:
+        found = self._found()
+        if found is None:
+            self.path.unlink(missing_ok=True)
             self(model)
+        else:
+            self.value = found
+
+    def _found(self) -> float | None:
+        """What was reached before a kill, if that was in the same run: same data, settings and start."""
+        if not self.path.exists():
+            return None
+        with safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata()
+        return float(metadata["validation"]) if metadata.get("run") == self.run else None
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         row = self.evaluate(model)
@@ -147,7 +165,7 @@ class Best:
             self.value = row["validation"]
             temporary = self.path.with_suffix(".tmp")
             named = {name: p.detach().clone() for name, p in model.named_parameters()}
-            save_file(named, temporary, {"validation": repr(self.value)})
+            save_file(named, temporary, {"validation": repr(self.value), "run": self.run})
             os.replace(temporary, self.path)
         return row
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.own_simulation import FEWEST_PAIRS
 from training.reference_md.segments import Segment
 from zoo.analysis.trajectories import frame_interval, read_reference, reference_molecule
 from zoo.errors import StructureError
 from zoo.molecules.bonds import default_bond_lengths
 from zoo.molecules.molecule import Molecule
 
-#: Fewer pairs of frames than this teach nothing.
-FEWEST_PAIRS = 500
 #: A bond so many times as long as usual is one across the periodic box, or broken.
 _BROKEN = 1.6
 #: Å; a small molecule diffuses less between two frames than this, and a box is wider.
@@ -66,7 +65,7 @@ def read_runs(
                 "another order: give runs of one molecule and one topology"
             )
         molecule = molecule or here
-        step = interval if interval is not None else frame_interval(path, topology)
+        step = interval if interval is not None else frame_interval(path, topology, "--interval")
         if runs and not math.isclose(step, runs[0].interval, rel_tol=1e-3):
             raise StructureError(
                 f"{path} has frames every {step:g} ps and {runs[0].path} every {runs[0].interval:g} ps: give "
@@ -75,8 +74,9 @@ def read_runs(
         lag = round(lag_time / step)
         if lag < 1 or not math.isclose(lag * step, lag_time, rel_tol=1e-3):
             raise StructureError(
-                f"{path} has frames every {step:g} ps, which do not make a lag of {lag_time:g} ps: choose "
-                f"--lag {max(1, lag) * step:g}, or write frames more often"
+                f"{path} has frames every {step:g} ps, which do not make a lag of {lag_time:g} ps: write "
+                f"frames every {lag_time / max(lag, 1):g} ps, or train --from-nothing with "
+                f"--lag {max(1, lag) * step:g}"
             )
         read = read_reference(
             path, molecule, step, topology=topology, interval=interval, labels_like=labels_like

@@ -52,10 +52,10 @@ def judged(
             f"{made['walkers']} walkers stopped: the molecule does not hold together yet; train longer "
             "(--steps) or on more MD",
         )
-    if before is not None and after > before:
+    if before is not None and after >= before:
         return Verdict(
             "use with care",
-            f"held-out MD is less likely than before training ({before:.4f} to {after:.4f}): keep the "
+            f"held-out MD is no likelier than before training ({before:.4f} to {after:.4f}): keep the "
             "checkpoint that you started from, or give more MD",
         )
     if "not_compared" in made:
@@ -70,8 +70,8 @@ def judged(
         more = math.ceil(md_ps * (FEWEST_EVENTS / max(events, 1) - 1) / 100) / 10
         return Verdict(
             "need more data",
-            f"held-out MD has {events} exchanges between basins, and rates need {FEWEST_EVENTS}: "
-            f"about {more:g} ns more MD would do",
+            f"held-out MD has {events} exchange{'s' * (events != 1)} between basins, and rates need "
+            f"{FEWEST_EVENTS}: about {more:g} ns more MD would do",
         )
     off = [
         f"{q.kind} {q.name} ({q.verdict})"

@@ -191,7 +191,8 @@ def dislocations(atoms: Atoms, lattice: str) -> list[Dislocation]:
 def dislocation_network(atoms: Atoms, lattice: str) -> tuple[list[Dislocation], dict[str, tuple[int, float]]]:
     """Dislocation lines as by `dislocations`; of each family of Burgers vectors their number and length (Å).
 
-    Families are named as by OVITO, "1/6<112> (Shockley)"; those without a line are left out.
+    Families are named as by OVITO, "1/6<112> (Shockley)"; those without a line are left out, and so is
+    everything in cells that are too small for the analysis.
     """
     if lattice not in _DXA_LATTICES:
         raise StructureError(
@@ -203,7 +204,12 @@ def dislocation_network(atoms: Atoms, lattice: str) -> tuple[list[Dislocation], 
     modifier = DislocationAnalysisModifier()
     modifier.input_crystal_structure = getattr(DislocationAnalysisModifier.Lattice, _DXA_LATTICES[lattice])
     data: Any = to_ovito(atoms)
-    data.apply(modifier)
+    try:
+        data.apply(modifier)
+    except RuntimeError as error:
+        if "too small" in str(error):
+            return [], {}  # no line fits into a cell of a few atoms
+        raise StructureError(f"dislocation analysis: {' '.join(str(error).split())}") from None
     numbers, lengths = data.tables["disloc-counts"], data.tables["disloc-lengths"]
     families = {
         kind.name: (int(numbers.y[kind.id]), float(lengths.y[kind.id]))

@@ -67,7 +67,7 @@ def _fractions(axes: Any, reports: Sequence[DefectReport], times: Sequence[float
     axes.set_title("structures, % of atoms")
     if len(reports) == 1:
         bars = axes.barh(range(len(shown)), shares[:, 0], color=colors, height=0.6)
-        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.bar_label(bars, labels=[f"{int(100 * s + 1e-4) / 100:.2f}" for s in shares[:, 0]], padding=3)
         axes.set_yticks(range(len(shown)), names)
         axes.invert_yaxis()
         axes.set_xlim(0, 125)

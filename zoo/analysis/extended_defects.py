@@ -81,7 +81,10 @@ def grains(atoms: Atoms, spacing: float) -> IntArray:
     from ovito.modifiers import PolyhedralTemplateMatchingModifier as Ptm
 
     data = _oriented(atoms)
-    data.apply(GrainSegmentationModifier(min_grain_size=SMALLEST_GRAIN))
+    try:
+        data.apply(GrainSegmentationModifier(min_grain_size=SMALLEST_GRAIN))
+    except RuntimeError:  # a cell so small that atoms are neighbours of themselves
+        return np.array([int((np.array(data.particles["Structure Type"]) != 0).sum())])
     table = data.tables["grains"]
     sizes, kinds = np.array(table["Grain Size"], dtype=np.int64), np.array(table["Structure Type"])
     if len(sizes) < 2:

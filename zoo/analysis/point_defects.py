@@ -44,6 +44,8 @@ _THERE, _TAKES = 0.3, 0.45
 #: So many intact atoms, the nearest, are looked at for one on the same sublattice, where this share of what
 #: it sees is there, too.  In hcp the other sublattice has half of it.
 _CANDIDATES, _SAME = 100, 0.8
+#: When so many of them, one after the other, see nothing new, there is nothing new to be seen.
+_AGREE = 3
 #: Share of those who would see a place that have to expect an atom there: for a site to be empty, and for an
 #: atom to be on site; at a surface nobody can look down on it.
 _MAJORITY, _ENOUGH = 0.5, 0.2
@@ -189,40 +191,45 @@ def _sites(
             seen[atom] = vectors[np.linalg.norm(vectors, axis=1) > 0.1 * spacing]
         return seen[atom]
 
-    places, who = [], []
+    places = []
     full = 1
     for voter in voters:
         distance, found = tree.query(space.positions[voter], k=range(1, min(_CANDIDATES, len(intact)) + 1))
         models = dict.fromkeys(space.index[intact[found[np.isfinite(distance)]]].tolist())
-        # Those who see most first: nothing is missing around them.
-        for model in sorted(models, key=lambda atom: -len(view(atom))):
-            if labels[model] != labels[voter]:
+        # Those who see most first.  Where defects are so dense that everybody misses something, several
+        # together know it all.
+        views = [view(m) for m in models if labels[m] == labels[voter]]
+        expected, nothing_new = np.zeros((0, 3)), 0
+        for vectors in sorted(views, key=len, reverse=True):
+            seen_there = space.positions[voter] + vectors
+            away, _ = space.tree.query(seen_there, distance_upper_bound=_THERE * spacing)
+            if np.isfinite(away).mean() < _SAME:
                 continue
-            expected = space.positions[voter] + view(model)
-            away, _ = space.tree.query(expected, distance_upper_bound=_THERE * spacing)
-            if np.isfinite(away).mean() >= _SAME:
-                full = max(full, len(expected))
-                away, _ = tree.query(expected, distance_upper_bound=_THERE * spacing)
-                places.append(expected[~np.isfinite(away)])  # the others are settled
-                who.append(np.full(len(places[-1]), voter))
+            if len(expected):
+                away, _ = cKDTree(expected).query(seen_there, distance_upper_bound=_THERE * spacing)
+                seen_there = seen_there[~np.isfinite(away)]
+            expected = np.concatenate([expected, seen_there])
+            nothing_new = 0 if len(seen_there) else nothing_new + 1
+            if nothing_new == _AGREE:
                 break
-    if not places or not sum(map(len, places)):
+        full = max(full, len(expected))
+        if len(expected):
+            away, _ = tree.query(expected, distance_upper_bound=_THERE * spacing)
+            places.append(expected[~np.isfinite(away)])  # the others are settled
+    if not sum(map(len, places)):
         return np.zeros((0, 3)), np.zeros(0)
-    return _agreed(space, space.wrapped(np.concatenate(places)), np.concatenate(who), full, spacing)
+    return _agreed(space, space.wrapped(np.concatenate(places)), full, spacing)
 
 
-def _agreed(
-    space: _Space, places: FloatArray, who: IntArray, full: int, spacing: float
-) -> tuple[FloatArray, FloatArray]:
+def _agreed(space: _Space, places: FloatArray, full: int, spacing: float) -> tuple[FloatArray, FloatArray]:
     """Where expected places come together: means (n, 3) Å, and the share of ``full`` that expect each."""
     group = _components(space, places, _THERE * spacing)
     n = int(group.max()) + 1
     first = places[np.unique(group, return_index=True)[1]]
     shift = np.zeros((n, 3))
     np.add.at(shift, group, space.shortest(places - first[group]))
-    voters = np.unique(np.column_stack([group, who]), axis=0)
-    votes = np.bincount(voters[:, 0], minlength=n)
-    return space.wrapped(first + shift / np.bincount(group, minlength=n)[:, None]), votes / full
+    votes = np.bincount(group, minlength=n)  # in a small cell several may be of one atom's images
+    return space.wrapped(first + shift / votes[:, None]), votes / full
 
 
 def _settled(

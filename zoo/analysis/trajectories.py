@@ -125,7 +125,7 @@ def reference_molecule(path: Path, topology: Path | None = None) -> Molecule:
     return load_molecule(next(_frames(path, top, 1)))
 
 
-def frame_interval(path: Path, topology: Path | None = None) -> float:
+def frame_interval(path: Path, topology: Path | None = None, option: str = "--reference-interval") -> float:
     """ps between the frames of a trajectory, by what its first frames say.
 
     Raises
@@ -135,7 +135,7 @@ def frame_interval(path: Path, topology: Path | None = None) -> float:
     if path.suffix.lower() == _SEGMENT:
         return _segment(path)[1]
     top = None if topology is None else _topology(topology, path)
-    return _interval(next(_frames(path, top, 20)), path)
+    return _interval(next(_frames(path, top, 20)), path, option)
 
 
 def read_rollout(path: Path, molecule: Molecule, lag_time: float) -> Read:
@@ -294,15 +294,13 @@ def _whole(chunk: Any, molecule: Molecule) -> Positions:
     return x
 
 
-def _interval(first: Any, path: Path) -> float:
+def _interval(first: Any, path: Path, option: str = "--reference-interval") -> float:
     """ps between frames, from the times of the first ones."""
     times = np.asarray(first.time, dtype=np.float64)
     if path.suffix.lower() not in _TIMED or len(times) < 2 or not times[-1] > times[0]:
         if path.suffix.lower() in _TIMED and len(times) < 2:
             raise StructureError(f"{path} is too short: it has one frame")
-        raise StructureError(
-            f"{path} does not say how far apart its frames are: give --reference-interval in ps"
-        )
+        raise StructureError(f"{path} does not say how far apart its frames are: give {option} in ps")
     return float((times[-1] - times[0]) / (len(times) - 1))
 
 
