@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,21 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path, change: dict[str, 
     run(tmp_path, stop_after=1)
     with pytest.raises(ValueError, match=f"other settings \\({next(iter(change))}\\)"):
         run(tmp_path, LoopConfig(**{"n_steps": 6, "warmup": 2, **change}))
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from training.loop import _hold; "
+        f"_hold(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, cwd=root) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process is training in"):
+            run(tmp_path)
+        other.kill()  # however it ends, the folder is free again
+    run(tmp_path)
 
 
 def test_how_often_to_report_may_change(tmp_path: Path) -> None:

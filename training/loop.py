@@ -8,6 +8,7 @@ same number of threads).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -94,11 +95,14 @@ def train(
 
     Raises
     ------
-    ValueError : the folder holds the state of a run with another configuration, or an unknown precision.
+    ValueError : the folder holds the state of a run with another configuration, another process trains in
+        it, or an unknown precision.
     """
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision {config.precision!r} is none of {', '.join(PRECISIONS)}")
     folder.mkdir(parents=True, exist_ok=True)
+    if accelerator is None or accelerator.is_main_process:
+        _hold(folder)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     model.to(device)
     names = [name for name, _ in model.named_parameters()]
@@ -153,6 +157,25 @@ def train(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return dict(zip(names, average, strict=True))
+
+
+#: Descriptors of folders that this process trains in, by device and inode.
+_held: dict[tuple[int, int], int] = {}
+
+
+def _hold(folder: Path) -> None:
+    """Keep other processes from training here while this one lives; a killed one lets go by itself."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    info = os.fstat(descriptor)
+    if (info.st_dev, info.st_ino) in _held:
+        os.close(descriptor)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ValueError(f"another process is training in {folder}: wait for it, or stop it") from None
+    _held[info.st_dev, info.st_ino] = descriptor
 
 
 def _gradients(
