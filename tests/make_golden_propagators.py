@@ -12,16 +12,15 @@ from pathlib import Path
 
 def main() -> None:
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    from test_released_propagators import NAMES, golden, golden_file, record_of, start
+    from test_released_propagators import NAMES, golden, golden_file, loaded, record_of, start
 
     from zoo.registry import bundled_folder
-    from zoo.score_dynamics import ScoreDynamics
 
     for name in NAMES:
         if not (bundled_folder(record_of(name)) / "config.json").is_file():
             print(f"{name} is not in this tree: left out")
             continue
-        model = ScoreDynamics.from_pretrained(name)
+        model = loaded(name)
         path = golden_file(name)
         path.write_text(json.dumps(golden(model, start(model).round(6)), indent=1) + "\n")
         print(f"wrote {path}")
