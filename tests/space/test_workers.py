@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,17 @@ import pytest
 from zoo_space.errors import VisitorError
 from zoo_space.workers import Done, Told, Workers
 
-JOBS = "tests.space.slow_jobs"
+# By its own name: "tests" may be somebody else's, MACE installs a package of that name.
+JOBS = "slow_jobs"
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _jobs_can_be_imported() -> Iterator[None]:
+    """In the workers, which begin with the paths of this process."""
+    sys.path.append(str(Path(__file__).parent))
+    yield
+    sys.path.remove(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="module")
