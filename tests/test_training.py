@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,8 @@ def test_the_loss_is_the_weighted_error_of_the_way_back() -> None:
 def test_the_recipe_writes_a_checkpoint_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(denoiser_elements, "MomentsConfig", lambda: ARCHITECTURE)
-    monkeypatch.setattr(denoiser_elements, "DenoisingConfig", lambda: DATA)
+    small = replace(denoiser_elements.RECIPE, architecture=ARCHITECTURE.to_dict(), data=DATA)
+    monkeypatch.setattr(denoiser_elements, "RECIPE", small)
     threads = torch.get_num_threads()
     try:
         whole, pieces = tmp_path / "whole", tmp_path / "pieces"

@@ -51,6 +51,11 @@ class Noised:
     graph: Graph
 
 
+def graph_of(sample: lattices.Sample, positions: Array, cutoff: float) -> Graph:
+    """The neighbours of ``positions`` in the sample's cell, with its species."""
+    return neighbor_graph(positions, sample.cell, sample.pbc, cutoff, species=sample.species)
+
+
 def batch_maker(
     config: DenoisingConfig,
     cutoff: float,
@@ -64,7 +69,7 @@ def batch_maker(
             sample = draw(rng)
             sigma = lattices.noise_level(sample, rng, config.largest_noise)
             x = sample.positions + lattices.noise(sample, sigma, rng)
-            batch.append(Noised(sample, x, sigma, neighbor_graph(x, sample.cell, sample.pbc, cutoff)))
+            batch.append(Noised(sample, x, sigma, graph_of(sample, x, cutoff)))
         return batch
 
     return make
@@ -88,7 +93,7 @@ def denoising_losses(
             positions = positions + moved
             median = float(np.median(np.linalg.norm(moved, axis=1)))
             context = (context[0] if context else median, median)
-            graph = neighbor_graph(positions, b.sample.cell, b.sample.pbc, cutoff)
+            graph = graph_of(b.sample, positions, cutoff)
         weight = 1 / (3 * n_atoms * (b.sigma**2 + config.error_floor**2))
         if b.sample.rehearsed:
             assert teacher is not None

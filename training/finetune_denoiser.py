@@ -12,7 +12,8 @@ report: up to which noise each crystal is recovered, before and after, as a tabl
 ``recovery.png``.
 
 ``--from-nothing`` begins with random weights, and without the old lattices unless ``--rehearsal`` is given.
-The network does not see which species an atom is: what it learns is the geometry of the sites.
+Whether the network sees which species an atom is depends on the checkpoint: ``denoiser-elements`` learns the
+geometry of the sites alone, ``denoiser-binaries`` also which neighbours are of an atom's own species.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ase import Atoms
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import nn
 
 from training import lattices
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
@@ -42,10 +44,9 @@ from training.loop import LOG, STATE, LoopConfig, train
 from training.metrics import record
 from training.perfect_structures import Perfect, draw, read_perfect, supercell
 from training.recovery import Recovered, recovery
-from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.checkpoint import check_replaceable, save
-from zoo.denoiser import Denoiser
-from zoo.errors import CheckpointError, ZooError
+from zoo.denoiser import Denoiser, DenoiserConfig
+from zoo.errors import ZooError
 
 NOISES = (0.02, 0.04, 0.06, 0.08, 0.10, 0.12, 0.14)
 #: At this noise training is judged; atoms of a crystal at its melting point vibrate by about that much.
@@ -85,12 +86,16 @@ class Case:
     new: bool
 
 
-def cases(crystals: Sequence[Perfect], old_lattices: bool = True) -> list[Case]:
-    """The new crystals, then the old lattices if they matter, as supercells without strain."""
+def known_lattices(config: DenoiserConfig) -> tuple[str, ...]:
+    """The lattices of a checkpoint that can be drawn again; the six of elements where none can."""
+    drawn = (*lattices.LATTICES, *lattices.COMPOUNDS)
+    return tuple(name for name in config.lattices if name in drawn) or lattices.LATTICES
+
+
+def cases(crystals: Sequence[Perfect], old_lattices: Sequence[str] = lattices.LATTICES) -> list[Case]:
+    """The new crystals, then the old lattices that matter, as supercells without strain."""
     found = [Case(c.name, supercell(c, _ATOMS), c.spacing, True) for c in crystals]
-    if not old_lattices:
-        return found
-    for name in lattices.LATTICES:
+    for name in old_lattices:
         unit = lattices.conventional(name)
         old = Perfect(name, unit, lattices.spacing_of(name))
         found.append(Case(name, supercell(old, _ATOMS), old.spacing, False))
@@ -106,16 +111,22 @@ def judged(
 
 
 def mixed(
-    crystals: Sequence[Perfect], rehearsal: float, taught: bool = True
+    crystals: Sequence[Perfect],
+    rehearsal: float,
+    taught: bool = True,
+    old_lattices: Sequence[str] = lattices.LATTICES,
 ) -> Callable[[np.random.Generator], lattices.Sample]:
     """Draws an old lattice with probability ``rehearsal``, else one of the new crystals.
 
     Of old lattices the answer is a teacher's, if there is one to have ``taught`` them.
     """
 
+    compounds = any(name in lattices.COMPOUNDS for name in old_lattices)
+    mix = lattices.COMPOUND_MIX if compounds else lattices.MIX
+
     def one(rng: np.random.Generator) -> lattices.Sample:
         if rng.random() < rehearsal:
-            return replace(lattices.draw(rng), rehearsed=taught)
+            return replace(lattices.draw(rng, old_lattices, mix), rehearsed=taught)
         return draw(crystals, rng)
 
     return one
@@ -175,7 +186,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     crystals = [read_perfect(path) for path in args.structure]
     old = Denoiser.from_pretrained(args.checkpoint)
     torch.set_num_threads(1)  # parallel over structures instead, see training.loop
-    among = cases(crystals, old_lattices=not args.from_nothing or args.rehearsal > 0)
+    remembered = known_lattices(old.config) if not args.from_nothing or args.rehearsal > 0 else ()
+    among = cases(crystals, remembered)
     n_new = f"{len(crystals)} new crystal{'s' * (len(crystals) != 1)}"
     begun = "random weights" if args.from_nothing else f"{old.config.name} {old.config.version}"
     console.print(f"{n_new}, beginning with {begun}")
@@ -189,6 +201,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             name=args.out.name,
             version=args.version,
             lattices=(*known, *(c.name for c in crystals)),
+            verdict=None,  # of a head that does not know the new crystals
         ),
         network,
     )
@@ -238,14 +251,11 @@ def _trained(
     crystals: Sequence[Perfect],
     among: Sequence[Case],
     console: Console,
-) -> tuple[Moments, float, int, str]:
+) -> tuple[nn.Module, float, int, str]:
     """The network with its averaged parameters, seconds, steps, and why it stopped."""
-    if old.config.backbone != "moments":
-        raise CheckpointError(f"{old.config.name} has another backbone, which this recipe cannot train")
-    architecture = MomentsConfig(**old.config.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        best = Moments(architecture)
+        best = old.config.build()
     if not args.from_nothing:
         best.load_state_dict(old.network.state_dict())
     data = DenoisingConfig(
@@ -262,9 +272,11 @@ def _trained(
         "data": json.dumps(asdict(data), sort_keys=True),
     }
     state = args.out.with_name(args.out.name + "-training")
-    draw_one = mixed(crystals, args.rehearsal, taught=not args.from_nothing)
-    make = batch_maker(data, architecture.cutoff, draw_one)
-    losses = denoising_losses(data, architecture.cutoff, old.network)
+    draw_one = mixed(
+        crystals, args.rehearsal, taught=not args.from_nothing, old_lattices=known_lattices(old.config)
+    )
+    make = batch_maker(data, old.cutoff, draw_one)
+    losses = denoising_losses(data, old.cutoff, old.network)
     done = _steps_done(state)
     if done:
         console.print(f"continuing {state} after step {done}")
@@ -277,7 +289,7 @@ def _trained(
         task = bar.add_task("train", total=args.steps, completed=done, told="")
         while not why:
             folder = _round_folder(state, number)
-            network = Moments(architecture)
+            network = old.config.build()
             network.load_state_dict(best.state_dict())
             network.train().requires_grad_(True)
             # Another seed: later rounds see other structures.
@@ -316,7 +328,7 @@ def _round_folder(state: Path, number: int) -> Path:
     return state / f"round-{number}"
 
 
-def replaced(old: Denoiser, network: Moments) -> Denoiser:
+def replaced(old: Denoiser, network: nn.Module) -> Denoiser:
     """The same denoiser with another network."""
     return Denoiser(old.config, network)
 

@@ -1,4 +1,4 @@
-"""Perfect lattices and what geometry alone can make of them: all the training data there is.
+"""Perfect lattices, and what geometry alone can make of them: all the training data there is.
 
 Everything here is in units of the length scale, the cube root of the atomic volume, so density is
 one everywhere.  No potential, no simulation: lattices are strained, cut (slabs, voids, vacancies),
@@ -8,7 +8,8 @@ structure before the noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -18,12 +19,29 @@ from ase import Atoms
 from ase.build import bulk, make_supercell
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 #: How often `draw` takes each kind of structure.
 MIX = {"bulk": 0.54, "vacancies": 0.08, "slab": 0.12, "ball": 0.13, "scrambled": 0.07, "packing": 0.06}
 
 IDEAL_CA = float(np.sqrt(8 / 3))
 LATTICES = ("fcc", "bcc", "hcp", "simple cubic", "cubic diamond", "hexagonal diamond")
+
+#: Ordered compounds: the lattice whose sites they share, and which of the sites of its conventional cell are
+#: of the second species.
+COMPOUNDS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "L1_0": ("fcc", (1, 2)),
+    "L1_2": ("fcc", (1, 2, 3)),
+    "B2": ("bcc", (1,)),
+    "zincblende": ("cubic diamond", (1, 3, 5, 7)),
+    "rocksalt": ("simple cubic", ()),
+    "wurtzite": ("hexagonal diamond", (4, 5, 6, 7)),
+}
+#: As `MIX`, for compounds.
+COMPOUND_MIX = {
+    "bulk": 0.48, "antisites": 0.10, "vacancies": 0.07, "slab": 0.10, "ball": 0.10, "scrambled": 0.05,
+    "packing": 0.10,
+}  # fmt: skip
 
 
 @dataclass
@@ -32,12 +50,14 @@ class Sample:
 
     ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing,
     ``calm`` True where noise is kept low, ``rehearsed`` where a teacher is asked for the answer.
+    ``species`` (n,) are whole numbers, 0 throughout for elements.
     """
 
     positions: Array
     cell: Array
     pbc: npt.NDArray[np.bool_]
     spacing: float
+    species: IntArray
     ordered: bool = True
     calm: bool = False
     rehearsed: bool = False
@@ -45,6 +65,15 @@ class Sample:
 
 def conventional(lattice: str) -> Atoms:
     """The conventional (orthogonal where possible) cell of a lattice with one Å³ per atom."""
+    if lattice in COMPOUNDS:
+        host, second = COMPOUNDS[lattice]
+        atoms = conventional(host)
+        if lattice == "rocksalt":
+            atoms = atoms.repeat(2)
+            second = tuple(np.flatnonzero(np.round(atoms.positions).sum(1) % 2))
+        atoms.numbers[:] = 1
+        atoms.numbers[list(second)] = 2
+        return atoms
     if lattice == "hexagonal diamond":
         one = bulk("X", "hcp", a=1.0, c=IDEAL_CA, orthorhombic=True)
         two = one.copy()
@@ -84,11 +113,14 @@ _HEXAGONAL_FRAMES = (
 )
 
 
+_HEXAGONAL = ("hcp", "hexagonal diamond", "wurtzite")
+
+
 @cache
 def _oriented(lattice: str) -> list[Atoms]:
     """Unit cells of a lattice whose third axis stands on a low-index plane."""
     base = conventional(lattice)
-    frames = _HEXAGONAL_FRAMES if lattice in ("hcp", "hexagonal diamond") else _CUBIC_FRAMES
+    frames = _HEXAGONAL_FRAMES if lattice in _HEXAGONAL else _CUBIC_FRAMES
     return [make_supercell(base, np.array(frame)) for frame in frames]
 
 
@@ -121,8 +153,27 @@ def bulk_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 160) ->
     unit = cells[rng.integers(len(cells))]
     n = _repeats(unit.cell[:], len(unit), n_atoms, rng)
     block = unit.repeat(n)
-    f = strain(rng)
-    return Sample(block.positions @ f, block.cell[:] @ f, np.ones(3, bool), spacing_of(lattice))
+    f = stretched(lattice, block, strain(rng), rng)
+    return Sample(
+        block.positions @ f, block.cell[:] @ f, np.ones(3, bool), spacing_of(lattice), species_of(block)
+    )
+
+
+def species_of(block: Atoms) -> IntArray:
+    return np.array(block.numbers, dtype=np.int64)
+
+
+def stretched(lattice: str, block: Atoms, f: Array, rng: np.random.Generator) -> Array:
+    """What symmetry leaves free: the c/a of L1_0 in ``f``, the height of wurtzite's anions in ``block``.
+
+    The axis is that of the conventional cell, whatever plane the block's third axis stands on: the block has
+    only been cut out differently, not turned.
+    """
+    if lattice == "L1_0":
+        return np.asarray(np.diag([1, 1, 1 + rng.uniform(-0.06, 0.08)]) @ f)
+    if lattice == "wurtzite":
+        block.positions[block.numbers == 2, 2] += rng.normal(0, 0.02)
+    return f
 
 
 def _distances(sample: Sample, centre: Array) -> Array:
@@ -139,7 +190,17 @@ def with_vacancies(sample: Sample, rng: np.random.Generator) -> Sample:
     else:
         centre = sample.positions[rng.integers(n)]
         keep = _distances(sample, centre) > rng.uniform(0.8, 2.0)
-    return Sample(sample.positions[keep], sample.cell, sample.pbc, sample.spacing, sample.ordered)
+    return replace(sample, positions=sample.positions[keep], species=sample.species[keep])
+
+
+def with_antisites(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The sample with some atoms of the wrong species, here and there or in half of the block."""
+    n = len(sample.positions)
+    if rng.random() < 0.7:
+        flipped = rng.random(n) < rng.uniform(0.004, 0.05)
+    else:  # an antiphase boundary, where the two species share the sites evenly
+        flipped = _distances(sample, sample.positions[rng.integers(n)]) < rng.uniform(1.5, 2.5)
+    return replace(sample, species=np.where(flipped, 3 - sample.species, sample.species))
 
 
 def slab_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 200) -> Sample:
@@ -150,11 +211,11 @@ def slab_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 200) ->
     block = unit.repeat(n)
     block.positions += rng.random(3) @ unit.cell[:]  # every termination occurs
     block.wrap()
-    f = strain(rng)
+    f = stretched(lattice, block, strain(rng), rng)
     pbc = np.array([True, True, False])
     if rng.random() < 0.25:
         pbc[rng.integers(2)] = False
-    return Sample(block.positions @ f, block.cell[:] @ f, pbc, spacing_of(lattice))
+    return Sample(block.positions @ f, block.cell[:] @ f, pbc, spacing_of(lattice), species_of(block))
 
 
 def _rotation(rng: np.random.Generator) -> Array:
@@ -191,20 +252,23 @@ def ball_sample(lattice: str, rng: np.random.Generator, radius: float = 3.7) -> 
     n = np.ceil(2 * (radius + 1.5) / unit.cell.lengths()).astype(int)
     two = bool(rng.random() < 0.85)
     stretch = strain(rng, 0.01, 0.02)
-    grains = []
+    grains, kinds = [], []
     for frame, side in zip(_grain_frames(two, rng), (1, -1), strict=False):
-        block = unit.repeat(n).positions
+        crystal = unit.repeat(n)
+        block = crystal.positions
         block = (block - block.mean(0) + rng.normal(0, 0.5, 3)) @ frame @ stretch
         inside = np.linalg.norm(block, axis=1) < radius
         if two:
             inside &= side * block[:, 2] > 0
         grains.append(block[inside])
-    positions = np.concatenate(grains)
+        kinds.append(species_of(crystal)[inside])
+    positions, species = np.concatenate(grains), np.concatenate(kinds)
     d = spacing_of(lattice)
     if two:
-        positions = _without_overlaps(positions, rng.uniform(0.65, 0.85) * d)
+        keep = _without_overlaps(positions, rng.uniform(0.65, 0.85) * d)
+        positions, species = positions[keep], species[keep]
         positions = spread(positions, np.eye(3), np.zeros(3, bool), d, 25, pull=1.12)
-    return Sample(positions, np.eye(3), np.zeros(3, bool), d, calm=True)
+    return Sample(positions, np.eye(3), np.zeros(3, bool), d, species, calm=True)
 
 
 def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
@@ -213,32 +277,33 @@ def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
     Stands for the cores of all kinds of defects: such a spot within a calm crystal is structure.
     """
     sample = bulk_sample(lattice, rng, 200)
-    positions, d = sample.positions.copy(), sample.spacing
+    positions, d, species = sample.positions.copy(), sample.spacing, sample.species
     centre = positions[rng.integers(len(positions))] + rng.normal(0, 0.3, 3)
     away = _distances(sample, centre)
     kind = rng.random()
     near, size = away < rng.uniform(0.7, 1.4), rng.uniform(0, 0.2)
     if kind < 0.45:
         positions, near = np.vstack([positions, centre]), np.append(near, True)
+        species = np.append(species, species[np.argmin(away)])
     elif kind < 0.75:
         keep = np.arange(len(positions)) != np.argmin(away)
-        positions, near = positions[keep], near[keep]
+        positions, near, species = positions[keep], near[keep], species[keep]
     else:  # far enough that nobody can tell the sites any more
         near, size = away < rng.uniform(1.2, 2.0), rng.uniform(0.4, 0.6)
     positions[near] += rng.normal(0, size * d, (int(near.sum()), 3))
     n = int(rng.integers(8, 25))
     positions = spread(positions, sample.cell, sample.pbc, d, n, pull=1.12)
-    return Sample(positions, sample.cell, sample.pbc, d, calm=True)
+    return Sample(positions, sample.cell, sample.pbc, d, species, calm=True)
 
 
-def _without_overlaps(positions: Array, distance: float) -> Array:
-    """Drop the second atom of every pair that is too close."""
+def _without_overlaps(positions: Array, distance: float) -> npt.NDArray[np.bool_]:
+    """Which atoms are left without the second one of every pair that is too close."""
     i, j = vesin.NeighborList(cutoff=distance, full_list=False).compute(positions, np.eye(3), False, "ij")
     keep = np.ones(len(positions), bool)
     for a, b in zip(i, j, strict=True):
         if keep[a] and keep[b]:
             keep[b] = False
-    return positions[keep]
+    return keep
 
 
 def spread(
@@ -273,16 +338,38 @@ def packing_sample(rng: np.random.Generator, n_atoms: int = 150) -> Sample:
     positions = spread(
         rng.random((n_atoms, 3)) * side, cell, np.ones(3, bool), distance, int(rng.integers(15, 50))
     )
-    return Sample(positions, cell, np.ones(3, bool), 1.05, ordered=False)
+    return Sample(positions, cell, np.ones(3, bool), 1.05, np.zeros(n_atoms, dtype=np.int64), ordered=False)
 
 
-def draw(rng: np.random.Generator) -> Sample:
+def with_two_species(sample: Sample, rng: np.random.Generator) -> Sample:
+    """A packing of two species, in disorder or, as in an ionic melt, unlike ones beside each other."""
+    n = len(sample.positions)
+    species = 1 + (rng.random(n) < (0.5 if rng.random() < 0.7 else 0.75)).astype(np.int64)
+    i, j = vesin.NeighborList(cutoff=1.3, full_list=True).compute(
+        sample.positions, sample.cell, sample.pbc, "ij"
+    )
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    for _ in range(int(rng.integers(0, 6))):
+        # Atoms with more like than unlike neighbours change, some of them at a time.
+        excess = np.bincount(i, weights=np.where(species[i] == species[j], 1.0, -1.0), minlength=n)
+        species = np.where((excess > 0) & (rng.random(n) < 0.3), 3 - species, species)
+    return replace(sample, species=species)
+
+
+def draw_compound(rng: np.random.Generator) -> Sample:
+    """One training structure of two species, as `draw`, and antisites."""
+    return draw(rng, tuple(COMPOUNDS), COMPOUND_MIX)
+
+
+def draw(rng: np.random.Generator, among: Sequence[str] = LATTICES, mix: Mapping[str, float] = MIX) -> Sample:
     """One training structure: bulk, missing atoms, surfaces, grains, defect cores and packings."""
-    lattice = LATTICES[rng.integers(len(LATTICES))]
-    index = int(np.searchsorted(np.cumsum(list(MIX.values())), rng.random(), side="right"))
-    kind = list(MIX)[min(index, len(MIX) - 1)]
+    lattice = among[int(rng.integers(len(among)))]
+    index = int(np.searchsorted(np.cumsum(list(mix.values())), rng.random(), side="right"))
+    kind = list(mix)[min(index, len(mix) - 1)]
     if kind == "bulk":
         return bulk_sample(lattice, rng)
+    if kind == "antisites":
+        return with_antisites(bulk_sample(lattice, rng), rng)
     if kind == "vacancies":
         return with_vacancies(bulk_sample(lattice, rng, 200), rng)
     if kind == "slab":
@@ -291,7 +378,8 @@ def draw(rng: np.random.Generator) -> Sample:
         return ball_sample(lattice, rng)
     if kind == "scrambled":
         return scrambled_sample(lattice, rng)
-    return packing_sample(rng)
+    packing = packing_sample(rng)
+    return with_two_species(packing, rng) if lattice in COMPOUNDS else packing
 
 
 def noise_level(sample: Sample, rng: np.random.Generator, largest: float) -> float:

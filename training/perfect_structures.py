@@ -14,7 +14,7 @@ import numpy.typing as npt
 import vesin
 from ase import Atoms
 
-from training.lattices import Sample, strain, with_vacancies
+from training.lattices import Sample, species_of, strain, with_vacancies
 from zoo.errors import StructureError
 from zoo.structures import check_structure, read_frames
 
@@ -96,7 +96,7 @@ def draw(crystals: Sequence[Perfect], rng: np.random.Generator) -> Sample:
         block.wrap()
         pbc[axis] = False
     f = strain(rng)
-    sample = Sample(block.positions @ f, block.cell[:] @ f, pbc, perfect.spacing)
+    sample = Sample(block.positions @ f, block.cell[:] @ f, pbc, perfect.spacing, species_of(block))
     return with_vacancies(sample, rng) if kind == "vacancies" else sample
 
 

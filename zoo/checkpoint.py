@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         [dict[str, Any], dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]
     ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KINDS = ("denoiser", "score-dynamics")
 
 CONFIG = "config.json"
@@ -63,7 +63,16 @@ def _denoisers_may_stall(
     return config, weights
 
 
-_UPGRADES: dict[int, Upgrade] = {1: _denoisers_may_stall}
+def _denoisers_may_judge(
+    config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """2 to 3: denoisers may have a head that gives a verdict per atom; those made before have none."""
+    if config.get("kind") == "denoiser":
+        config = {"verdict": {}, **config}
+    return config, weights
+
+
+_UPGRADES: dict[int, Upgrade] = {1: _denoisers_may_stall, 2: _denoisers_may_judge}
 """From format n to n + 1.  The tensors are an empty dict when only the config is being read.
 
 A format gets a new number whenever a reader of the old one would misread the new one, or the other

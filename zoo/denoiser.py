@@ -33,11 +33,13 @@ from ase.constraints import FixAtoms
 from torch import nn
 
 from zoo import checkpoint, hub
+from zoo.backbones.mace_network import MaceConfig, MaceNetwork
 from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.errors import CheckpointError, StructureError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
 from zoo.structures import check_structure
+from zoo.verdict import Verdict, VerdictConfig, VerdictHead
 
 Array = npt.NDArray[np.float64]
 Callback = Callable[[int, Array, float], None]
@@ -47,7 +49,10 @@ _MEDIAN_LENGTH = 1.5382
 
 _POSITIVE = ("clip", "decay", "persistence", "patience", "tolerance", "stall", "largest_noise")
 
-BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"moments": (MomentsConfig, Moments)}
+BACKBONES: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
+    "moments": (MomentsConfig, Moments),
+    "mace": (MaceConfig, MaceNetwork),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class DenoiserConfig:
     stall : steps also end, from the fourth on, when the mean displacement is more than this fraction of
         that of the previous step; that is not called converged.
     largest_noise : largest noise seen in training, in nearest-neighbour distances per component.
+    verdict : of a head that says what each atom is, see `zoo.verdict.VerdictConfig`; None for no head.
     """
 
     name: str
@@ -83,12 +89,14 @@ class DenoiserConfig:
     tolerance: float = 1e-3
     stall: float = 0.9
     largest_noise: float = 0.17
+    verdict: VerdictConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as in ``config.json``."""
         return {
             **asdict(self),
             "lattices": list(self.lattices),
+            "verdict": self.verdict.to_dict() if self.verdict else {},
             "kind": "denoiser",
             "units": {"length": "angstrom", "network": "cube root of the atomic volume"},
         }
@@ -117,8 +125,9 @@ class DenoiserConfig:
         if not isinstance(lattices, list | tuple) or not all(isinstance(x, str) for x in lattices):
             raise CheckpointError("config.json: lattices must be a list of names")
         config = cls(
-            **{k: v for k, v in data.items() if k in known and k != "lattices"},
+            **{k: v for k, v in data.items() if k in known - {"lattices", "verdict"}},
             lattices=tuple(lattices),
+            verdict=VerdictConfig.from_dict(data["verdict"]),
         )
         if config.backbone not in BACKBONES:
             raise CheckpointError(f"unknown backbone {config.backbone!r} in config.json: upgrade score-zoo")
@@ -173,11 +182,13 @@ class Denoiser:
         config: DenoiserConfig,
         network: nn.Module,
         *,
+        head: VerdictHead | None = None,
         metrics: Mapping[str, Any] | None = None,
         card: str = "",
     ) -> None:
         self.config = config
         self.network = network.eval().requires_grad_(False)
+        self.head = head.eval().requires_grad_(False) if head is not None else None
         # In units of the length scale; a default of the architecture unless the config says otherwise.
         self.cutoff = float(getattr(network, "cutoff"))  # noqa: B009
         self.metrics = dict(metrics or {})
@@ -213,11 +224,14 @@ class Denoiser:
         # none, but its arithmetic imports the whole of torch's compiler, which takes a second.
         with torch.random.fork_rng(devices=[]):
             network = config.build().float()  # float32 whatever the caller's default dtype
-        state = network.state_dict()
-        shapes = {k: tuple(v.shape) for k, v in state.items()}
+            head = None if config.verdict is None else VerdictHead(network.n_scalars, config.verdict).float()  # type: ignore[arg-type]
+        shapes = {k: tuple(v.shape) for k, v in _weights(network, head).items()}
         checkpoint.check_weights(shapes, stored.weights, str(stored.folder))
-        network.load_state_dict(stored.weights, strict=True)
-        return cls(config, network, metrics=stored.metrics, card=stored.card)
+        network.load_state_dict({k: v for k, v in stored.weights.items() if not k.startswith(_HEAD)})
+        if head is not None:
+            weights = {k.removeprefix(_HEAD): v for k, v in stored.weights.items() if k.startswith(_HEAD)}
+            head.load_state_dict(weights)
+        return cls(config, network, head=head, metrics=stored.metrics, card=stored.card)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the checkpoint folder; an interruption leaves the old one or the new one, never a mixture.
@@ -227,8 +241,12 @@ class Denoiser:
         CheckpointError : the folder cannot be written.
         """
         return checkpoint.save(
-            folder, self.config.to_dict(), self.network.state_dict(), metrics=self.metrics, card=self.card
+            folder, self.config.to_dict(), self.weights(), metrics=self.metrics, card=self.card
         )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What ``model.safetensors`` holds: the network's parameters, and the head's."""
+        return _weights(self.network, self.head)
 
     def denoise(self, atoms: Atoms, steps: int = 10, callback: Callback | None = None) -> Atoms:
         """A copy of ``atoms`` without its thermal vibration.
@@ -248,7 +266,8 @@ class Denoiser:
         ``denoise_mean_displacement`` (Å, over the atoms that are not held, one per step taken),
         ``denoise_steps``, ``denoise_converged``, ``denoise_stalled`` (it ended because displacements no
         longer shrank, as happens in liquids and in lattices the checkpoint was not trained on) and
-        ``denoise_checkpoint``.
+        ``denoise_checkpoint``.  If the checkpoint has a head, arrays of the atoms gain ``structure_type``
+        (names, "disordered" among them) and ``confidence`` (in [0, 1]), see `verdict`.
 
         Raises
         ------
@@ -261,13 +280,22 @@ class Denoiser:
         moved: list[float] = []
         positions = atoms.get_positions()
         converged = stalled = False
+        context: tuple[float, float] | None = None
         for step in self._steps(atoms, steps):
             positions = step.positions
             moved.append(step.mean)
-            converged, stalled = step.converged, step.stalled
+            converged, stalled, context = step.converged, step.stalled, step.context
             if callback is not None:
                 callback(len(moved), positions.copy(), step.mean)  # the caller's to keep or to change
         result.set_positions(positions, apply_constraint=False)
+        if self.head is not None:
+            verdict = self.verdict(result, context)
+            for key, values in (
+                ("structure_type", verdict.structure_type),
+                ("confidence", verdict.confidence),
+            ):
+                result.arrays.pop(key, None)  # of an earlier run
+                result.set_array(key, values)
         result.info.update(
             denoise_mean_displacement=moved,
             denoise_steps=len(moved),
@@ -276,6 +304,13 @@ class Denoiser:
             denoise_checkpoint=f"{self.config.name}@{self.config.version}",
         )
         return result
+
+    def settled(self, atoms: Atoms, steps: int = 10) -> tuple[Atoms, tuple[float, float] | None]:
+        """As `denoise`, without checks and records: the structure, and what the network was told last."""
+        result, context = atoms.copy(), None
+        for step in self._steps(atoms, steps):
+            result.positions, context = step.positions, step.context
+        return result, context
 
     def denoise_trajectory(
         self, frames: Iterable[Atoms], steps: int = 10, callback: Callback | None = None
@@ -300,7 +335,7 @@ class Denoiser:
         bound = before = math.inf
         context: tuple[float, float] | None = None
         for k in range(steps):
-            displacement = self.displacement(positions, cell, pbc, scale, context)
+            displacement = self.displacement(positions, cell, pbc, scale, context, atoms.numbers)
             displacement[held] = 0.0
             if not held.any():
                 displacement -= displacement.mean(0)  # a common translation is no vibration
@@ -320,7 +355,7 @@ class Denoiser:
             converged = mean < self.config.tolerance * scale
             stalled = not converged and k >= 3 and mean > self.config.stall * before
             before = mean
-            yield _Step(positions, mean, converged, stalled)
+            yield _Step(positions, mean, converged, stalled, context)
             if converged or stalled:
                 return
 
@@ -331,18 +366,40 @@ class Denoiser:
         pbc: npt.ArrayLike,
         scale: float,
         context: tuple[float, float] | None = None,
+        species: npt.ArrayLike | None = None,
     ) -> Array:
         """The network's prediction (n_atoms, 3) in Å of the way back to the lattice.
 
         ``context`` has the median displacements of the first and of the previous step (the latter
-        raised, see `DenoiserConfig`) in units of ``scale``, if there were any.
+        raised, see `DenoiserConfig`) in units of ``scale``, if there were any.  ``species`` are (n_atoms,)
+        whole numbers such as atomic numbers; networks that do not see species ignore them.
 
         The score of the noised distribution is this over sigma squared (Tweedie's formula).
         """
-        graph = neighbor_graph(positions, cell, pbc, self.cutoff, scale)
+        graph = neighbor_graph(positions, cell, pbc, self.cutoff, scale, species)
         with torch.inference_mode():
             prediction: Array = self.network(graph, context).numpy().astype(np.float64)
         return prediction * scale
+
+    def verdict(self, atoms: Atoms, context: tuple[float, float] | None = None) -> Verdict:
+        """What each atom of a *denoised* structure is: a crystal or disordered, with a confidence.
+
+        ``context`` as of `displacement`; without, as for a structure of which nothing is known.
+
+        Raises
+        ------
+        CheckpointError : this checkpoint has no head.
+        StructureError : unusable structure.
+        """
+        if self.head is None:
+            raise CheckpointError(f"{self.name} {self.config.version} gives no verdict, it only denoises")
+        check_structure(atoms)
+        positions, cell = atoms.positions, atoms.cell[:]
+        scale = length_scale(positions, cell, atoms.pbc)
+        graph = neighbor_graph(positions, cell, atoms.pbc, self.cutoff, scale, atoms.numbers)
+        with torch.inference_mode():
+            scalars: torch.Tensor = self.network.scalars(graph, context)  # type: ignore[operator]
+            return self.head.verdict(scalars)
 
 
 @dataclass(frozen=True)
@@ -351,6 +408,18 @@ class _Step:
     mean: float
     converged: bool
     stalled: bool
+    context: tuple[float, float]
+
+
+#: Names of the head's weights in a checkpoint begin like this.
+_HEAD = "verdict."
+
+
+def _weights(network: nn.Module, head: VerdictHead | None) -> dict[str, torch.Tensor]:
+    weights = dict(network.state_dict())
+    if head is not None:
+        weights |= {_HEAD + key: value for key, value in head.state_dict().items()}
+    return weights
 
 
 def _held(atoms: Atoms) -> npt.NDArray[np.bool_]:

@@ -34,11 +34,13 @@ class Graph:
     offsets : (n_atoms + 1,) int64; row i is ``slice(offsets[i], offsets[i + 1])``.
     neighbors : (n_edges,) int32, index j of each edge i -> j.
     vectors : (n_edges, 3) float32, r_j + shift - r_i, in units of the length scale.
+    species : (n_atoms,) int64 or None; equal where atoms are of the same species.
     """
 
     offsets: torch.Tensor
     neighbors: torch.Tensor
     vectors: torch.Tensor
+    species: torch.Tensor | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -76,7 +78,12 @@ class Graph:
 
 
 def neighbor_graph(
-    positions: Array, cell: Array, pbc: npt.ArrayLike, cutoff: float, scale: float = 1.0
+    positions: Array,
+    cell: Array,
+    pbc: npt.ArrayLike,
+    cutoff: float,
+    scale: float = 1.0,
+    species: npt.ArrayLike | None = None,
 ) -> Graph:
     """All pairs closer than ``cutoff * scale``, periodic images included.
 
@@ -87,7 +94,9 @@ def neighbor_graph(
     pbc : three booleans.
     cutoff : in units of ``scale``.
     scale : Å.
+    species : (n_atoms,) whole numbers, such as atomic numbers, for networks that see them.
     """
+    kinds = None if species is None else torch.from_numpy(np.array(species, dtype=np.int64))
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), (3,)).copy()
     radius = cutoff * scale
@@ -104,6 +113,7 @@ def neighbor_graph(
             torch.from_numpy(offsets),
             torch.from_numpy(j),
             torch.from_numpy(d).div_(scale),
+            kinds,
         )
     neighbors = np.empty(offsets[-1], dtype=np.int32)
     vectors = np.empty((offsets[-1], 3), dtype=np.float32)
@@ -113,7 +123,7 @@ def neighbor_graph(
         slot = offsets[core][i] + np.arange(len(i)) - row_start[i]
         neighbors[slot] = j
         vectors[slot] = d / np.float32(scale)
-    return Graph(torch.from_numpy(offsets), torch.from_numpy(neighbors), torch.from_numpy(vectors))
+    return Graph(torch.from_numpy(offsets), torch.from_numpy(neighbors), torch.from_numpy(vectors), kinds)
 
 
 def complete_cell(cell: Array, periodic: npt.NDArray[np.bool_]) -> Array:

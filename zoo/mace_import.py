@@ -6,6 +6,8 @@ slice in them.  Allowing the slice for as long as the import takes does as well.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import warnings
 from importlib import import_module
@@ -27,8 +29,13 @@ def import_mace(module: str = "mace") -> ModuleType:
 
     before = os.environ.get(_FLAG)
     try:
-        with torch.serialization.safe_globals([slice]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parts of MACE that nobody here asks for
+        # Of parts of MACE that nobody here asks for; one line of it goes to standard output.
+        with (
+            torch.serialization.safe_globals([slice]),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
             return import_module(module)
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("mace", "e3nn"):

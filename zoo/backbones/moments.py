@@ -244,14 +244,15 @@ class Moments(nn.Module):
         ]
         return torch.cat([s[:, None], v * g1[:, None] + torch.stack(tv, 1) * g2[:, None]], 1)
 
-    def forward(self, graph: Graph, context: tuple[float, float] | None = None, chunk: int = 256) -> Tensor:
-        """One vector per atom, (n_atoms, 3).
+    @property
+    def n_scalars(self) -> int:
+        """Scalars that `scalars` returns for an atom."""
+        return self.config.n_channels * (self.config.n_layers + 1)
 
-        Parameters
-        ----------
-        context : two lengths that say something of the structure as a whole, if anything is known.
-        chunk : so many atoms are worked on at a time; it never changes the result.
-        """
+    def _features(
+        self, graph: Graph, context: tuple[float, float] | None, chunk: int, keep: list[Tensor] | None = None
+    ) -> Tensor:
+        """Scalars and vectors of the last layer, (n_atoms, 4, C); ``keep`` gets the scalars of all layers."""
         known = [0.0, 0.0, 0.0]
         if context is not None:
             known = [1.0, *(math.log(max(length, 1e-4) / 0.03) / 2 for length in context)]
@@ -265,12 +266,33 @@ class Moments(nn.Module):
 
         h = _in_chunks(density, bounds)
         for layer in self.layers:
+            if keep is not None:
+                keep.append(tame(h[:, 0]))
 
             def interact(a: int, b: int, layer: nn.Module = layer, h: Tensor = h) -> Tensor:
                 new: Tensor = layer(h, slice(a, b), self.edge_table(graph, a, b))
                 return new
 
             h = _in_chunks(interact, bounds)
+        if keep is not None:
+            keep.append(tame(h[:, 0]))
+        return h
+
+    def scalars(self, graph: Graph, context: tuple[float, float] | None = None, chunk: int = 256) -> Tensor:
+        """What the layers know of every atom that does not turn with it, (n_atoms, n_scalars)."""
+        layers: list[Tensor] = []
+        self._features(graph, context, chunk, layers)
+        return torch.cat(layers, -1)
+
+    def forward(self, graph: Graph, context: tuple[float, float] | None = None, chunk: int = 256) -> Tensor:
+        """One vector per atom, (n_atoms, 3).
+
+        Parameters
+        ----------
+        context : two lengths that say something of the structure as a whole, if anything is known.
+        chunk : so many atoms are worked on at a time; it never changes the result.
+        """
+        h = self._features(graph, context, chunk)
         vectors: Tensor = self.out(h[:, 1:] * self.read(tame(h[:, 0]))[:, None])
         return vectors.squeeze(-1)
 

