@@ -18,7 +18,7 @@ from training.score_dynamics.family_recipe import FamilyRecipe, main
 RECIPE = FamilyRecipe(
     module="training.sd_alkanes",
     name="sd-alkanes",
-    version="1.1.0",
+    version="1.0.0",
     forcefield="OPLS-AA, TIP3P, 300 K, LangevinMiddle 0.1/ps, 4 fs",
     architecture={
         "elements": ["H", "C"],
@@ -32,7 +32,7 @@ RECIPE = FamilyRecipe(
     },
     # Longer ones have more to teach, and cost more.
     batch_sizes={"ethane": 16, "propane": 32, "pentane": 64, "hexane": 64, "heptane": 80},
-    segments=("segment-000", "segment-002", "segment-003", "segment-004", "segment-006", "segment-008"),
+    segments=("segment-000", "segment-002", "segment-003"),
     validation=(("hexane", "segment-003"),),
     n_steps=24000,
     sampler={"n_levels": 8, "batch_slots": 16},

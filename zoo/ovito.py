@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: The particle property with new minus old position.
 DISPLACEMENT = "Denoise Displacement"
+#: The particle property with the confidence of the verdict.
+CONFIDENCE = "Denoise Confidence"
 
 #: Seconds between two signs of life to OVITO, which redraws its window and looks for a cancel meanwhile.
 _POLL = 0.05
@@ -59,7 +61,9 @@ class DenoiseModifier(HasPrivateTraits, ModifierInterface):
     particle property ``Denoise Displacement`` (X, Y, Z in Å: new minus old) and the attributes
     ``Denoise.steps`` (taken), ``Denoise.converged`` and ``Denoise.stalled`` (1 or 0: OVITO has no
     booleans), ``Denoise.mean_displacement`` (Å, of the last step, over the particles that may move) and
-    ``Denoise.checkpoint`` (name@version).  Species do not matter, nor does the origin of the cell.
+    ``Denoise.checkpoint`` (name@version).  With a checkpoint that gives a verdict, ``Structure Type`` and
+    ``Denoise Confidence`` are those of the verdict.  The origin of the cell does not matter; particle types
+    matter to checkpoints of compounds.
 
     Computing the pipeline raises `StructureError` where `Denoiser.denoise` would, and where particles or
     a wanted selection are missing; `CheckpointError` where `Denoiser.from_pretrained` would.
@@ -96,6 +100,8 @@ class DenoiseModifier(HasPrivateTraits, ModifierInterface):
             del particles[DISPLACEMENT]
         displacement = clean.positions - atoms.positions
         particles.create_property(DISPLACEMENT, data=displacement, components=["X", "Y", "Z"])
+        if "structure_type" in clean.arrays:
+            _tell_verdict(particles, clean, denoiser)
         data.attributes["Denoise.steps"] = clean.info["denoise_steps"]
         data.attributes["Denoise.converged"] = clean.info["denoise_converged"]
         data.attributes["Denoise.stalled"] = clean.info["denoise_stalled"]
@@ -113,9 +119,29 @@ class DenoiseModifier(HasPrivateTraits, ModifierInterface):
         return denoiser
 
 
-def to_ase(data: DataCollection, *, only_selected: bool = False) -> Atoms:
-    """The particles of an OVITO ``DataCollection`` as atoms without species, for the denoiser.
+def _tell_verdict(particles: Any, clean: Atoms, denoiser: Denoiser) -> None:
+    """Structure types with the names and colours of the verdict, and its confidence."""
+    from zoo.verdict import COLORS
 
+    assert denoiser.head is not None
+    for name in ("Structure Type", CONFIDENCE):
+        if name in particles:
+            del particles[name]
+    classes = denoiser.head.classes[::-1]  # 0 is what is no crystal, as elsewhere in OVITO
+    code = {name: index for index, name in enumerate(classes)}
+    labels = np.array([code[name] for name in clean.arrays["structure_type"]], dtype=np.int32)
+    types = particles.create_property("Structure Type", data=labels)
+    for name, index in code.items():
+        kind = types.add_type_id(index, particles, name=name)
+        value = COLORS[name].lstrip("#")
+        kind.color = tuple(int(value[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    particles.create_property(CONFIDENCE, data=clean.arrays["confidence"])
+
+
+def to_ase(data: DataCollection, *, only_selected: bool = False) -> Atoms:
+    """The particles of an OVITO ``DataCollection`` as atoms, for the denoiser.
+
+    Atomic numbers tell particle types apart and mean nothing else, since types may be named anything.
     Positions are copied as they are, in Å; the cell is the same lattice, if need be with other vectors,
     and zero where it is not periodic.  With ``only_selected``, ``FixAtoms`` holds what is not selected.
 
@@ -130,6 +156,8 @@ def to_ase(data: DataCollection, *, only_selected: bool = False) -> Atoms:
         raise StructureError("the particles have no positions; map a column of the file to Position")
     cell, pbc = _lattice(data.cell)
     atoms = Atoms(positions=np.asarray(particles.positions, dtype=np.float64), cell=cell, pbc=pbc)
+    if particles.particle_types is not None:
+        atoms.numbers = 1 + np.unique(np.asarray(particles.particle_types), return_inverse=True)[1].ravel()
     if only_selected:
         if particles.selection is None:
             raise StructureError(

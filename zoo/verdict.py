@@ -22,6 +22,23 @@ from zoo.errors import CheckpointError
 
 #: The last class of every head: no crystal that it knows.
 DISORDERED = "disordered"
+#: One colour per class (hex RGB); compounds have that of the lattice whose sites they share, and none of
+#: another compound of the same checkpoint.
+COLORS: dict[str, str] = {
+    DISORDERED: "#c4c4c4",
+    "fcc": "#009e73",
+    "hcp": "#d55e00",
+    "bcc": "#0072b2",
+    "simple cubic": "#f0e442",
+    "cubic diamond": "#56b4e9",
+    "hexagonal diamond": "#cc79a7",
+    "L1_0": "#004d38",
+    "L1_2": "#009e73",
+    "B2": "#0072b2",
+    "rocksalt": "#f0e442",
+    "zincblende": "#56b4e9",
+    "wurtzite": "#cc79a7",
+}
 _KEYS = {"classes", "width", "temperature"}
 
 

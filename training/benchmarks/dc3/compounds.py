@@ -5,8 +5,9 @@
 
 Per compound and temperature, over all snapshots: the share of atoms on the right lattice and the right
 sublattice (`zoo.analysis.orderings`) in the raw snapshot and after denoising, the share to which the verdict
-gives the right name, its mean confidence and its expected calibration error.  For the liquid, shares are
-those of atoms that are called crystalline, smaller is better.
+gives the right name, its mean confidence and its expected calibration error.  Where snapshots have been
+quenched (`quench`), also how many of the atoms that are crystalline then are right.  For the liquid, shares
+are those of atoms that are called crystalline, smaller is better.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, Material
 from training.benchmarks.dc3.md import ratios, run_folder, snapshot_files
+from training.benchmarks.dc3.quench import quenched_path
 from training.metrics import record
 from training.verdict import calibration_error
 from zoo.analysis.orderings import ORDERINGS, orderings
@@ -34,17 +36,26 @@ from zoo.verdict import DISORDERED
 
 
 def evaluate(
-    denoiser: Denoiser, material: Material, ratio: float, frames: list[Atoms], steps: int
+    denoiser: Denoiser,
+    material: Material,
+    ratio: float,
+    frames: list[Atoms],
+    quenched: list[Atoms | None],
+    steps: int,
 ) -> dict[str, Any]:
     """One row of the table; fractions are per atom over all frames."""
     liquid = ratio == LIQUID
     raw: list[Any] = []
     after: list[Any] = []
     named, confidence, certain, taken = [], [], [], []
-    for frame in frames:
+    real: list[Any] = []
+    for frame, cold in zip(frames, quenched, strict=True):
         clean = denoiser.denoise(frame, steps)
         for labels, into in ((orderings(frame), raw), (orderings(clean), after)):
             into.append(labels != 0 if liquid else labels == ORDERINGS.index(material.ordering))
+        if cold is not None and not liquid:
+            perfect = orderings(cold) == ORDERINGS.index(material.ordering)
+            real.append((len(perfect), int(perfect.sum()), int(after[-1][perfect].sum())))
         taken.append(clean.info["denoise_steps"])
         if "structure_type" in clean.arrays:
             name = DISORDERED if liquid else material.ordering
@@ -65,6 +76,11 @@ def evaluate(
         "denoised": float(np.mean(np.concatenate(after))),
         "steps": float(np.mean(taken)),
     }
+    if real:  # what is no crystal after a quench either is no error
+        n_atoms, n_perfect, n_right = np.sum(real, axis=0).tolist()
+        row["real_defects"] = 1 - n_perfect / n_atoms
+        if n_perfect:
+            row["right_where_quench_is"] = n_right / n_perfect
     if named:
         sure = np.concatenate(confidence)
         row["verdict"] = float(np.mean(np.concatenate(certain)))
@@ -75,12 +91,25 @@ def evaluate(
 
 def table(rows: list[dict[str, Any]]) -> Table:
     out = Table(title="share of atoms labelled right (liquid: labelled crystalline)")
-    for column in ("compound", "structure", "T/Tm", "atoms", "raw", "denoised", "verdict", "ECE", "steps"):
+    for column in (
+        "compound",
+        "structure",
+        "T/Tm",
+        "atoms",
+        "raw",
+        "denoised",
+        "vs quench",
+        "verdict",
+        "ECE",
+        "steps",
+    ):
         out.add_column(column, justify="left" if column in ("compound", "structure") else "right")
     for r in rows:
         out.add_row(
             r["material"], r["structure"], f"{r['t_over_tm']:.2f}", str(r["atoms"]), f"{r['raw']:.2%}",
-            f"{r['denoised']:.3%}", f"{r['verdict']:.3%}" if "verdict" in r else "",
+            f"{r['denoised']:.3%}",
+            f"{r['right_where_quench_is']:.3%}" if "right_where_quench_is" in r else "",
+            f"{r['verdict']:.3%}" if "verdict" in r else "",
             f"{r['calibration_error']:.4f}" if "verdict" in r else "", f"{r['steps']:.1f}",
         )  # fmt: skip
     return out
@@ -112,7 +141,9 @@ def main(argv: list[str] | None = None) -> int:
         for ratio in ratios(material):
             files = snapshot_files(run_folder(args.data, key, ratio))[: args.at_most]
             if files:
-                rows.append(evaluate(denoiser, material, ratio, [read(f) for f in files], args.steps))
+                cold = [read(q) if (q := quenched_path(f)).exists() else None for f in files]
+                frames = [read(f) for f in files]
+                rows.append(evaluate(denoiser, material, ratio, frames, cold, args.steps))
                 console.print(f"{key} {ratio:.2f} {rows[-1]['denoised']:.3%}", highlight=False)
     if not rows:
         print(f"no snapshots in {args.data}: run python -m training.benchmarks.dc3.md first", file=sys.stderr)

@@ -18,7 +18,7 @@ from pathlib import Path
 from ase import Atoms
 from ase.io import read, write
 
-from training.benchmarks.dc3.materials import MATERIALS, Material
+from training.benchmarks.dc3.materials import EVERY, Material
 from training.benchmarks.dc3.md import (
     define_system,
     force_field,
@@ -36,7 +36,7 @@ def quenched_path(snapshot: Path) -> Path:
 def quench(material: Material, atoms: Atoms, potentials: Path | None) -> Atoms:
     """The inherent structure of ``atoms`` at zero pressure, atoms in the same order."""
     lmp = load_lammps()
-    lmp.command("units metal")
+    lmp.command(f"units {material.units}")
     lmp.command(f"atom_style {material.atom_style}")
     lmp.command("atom_modify map yes")
     lmp.command("boundary p p p")
@@ -57,13 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("build/dc3"), help="what dc3.md wrote")
-    parser.add_argument("--material", nargs="+", choices=MATERIALS, default=list(MATERIALS))
+    parser.add_argument("--material", nargs="+", choices=EVERY, default=list(EVERY))
     parser.add_argument("--ratio", nargs="+", type=float, help="T/Tm; default: the metastability limit")
     parser.add_argument("--potentials", type=Path, help="folder of parameter files")
     parser.add_argument("--at-most", type=int, help="only so many snapshots each")
     args = parser.parse_args(argv)
     for key in args.material:
-        material = MATERIALS[key]
+        material = EVERY[key]
         for ratio in args.ratio or [material.metastability_limit]:
             folder = run_folder(args.data, key, ratio)
             for path in snapshot_files(folder)[: args.at_most]:
