@@ -1,4 +1,4 @@
-"""Store the golden output of the bundled checkpoint; run once per release.
+"""Store the golden outputs of the bundled denoisers; run once per release.
 
 python tests/make_golden.py
 """
@@ -12,12 +12,15 @@ from pathlib import Path
 
 def main() -> None:
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    from test_denoiser import GOLDEN, NAME, golden
+    import test_denoiser
+    import test_denoiser_binaries
 
     from zoo.denoiser import Denoiser
 
-    GOLDEN.write_text(json.dumps(golden(Denoiser.from_pretrained(NAME)), indent=1) + "\n")
-    print(f"wrote {GOLDEN}")
+    for module in (test_denoiser, test_denoiser_binaries):
+        found = module.golden(Denoiser.from_pretrained(module.NAME))
+        module.GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"wrote {module.GOLDEN}")
 
 
 if __name__ == "__main__":

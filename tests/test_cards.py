@@ -164,7 +164,11 @@ def test_the_results_that_the_hub_shows_are_those_of_the_metrics(record: registr
     data: Any = ModelCard.load(folder / "README.md").data
     assert (data.license, data.library_name, data.model_name) == (record.license, "score-zoo", record.name)
     sections = read_metrics(folder)["sections"]
-    if record.kind == "denoiser":
+    if "compounds" in sections:
+        rows = [row for row in sections["compounds"]["results"] if row["t_over_tm"] == 1.0]
+        measured = [100 * row["denoised"] for row in rows]
+        words = [row["material"] for row in rows]
+    elif record.kind == "denoiser":
         rows = [row for row in sections["dc3"]["results"] if row["state"] == "Tm"]
         measured = [100 * row["denoised"] for row in rows]
         words = [row["material"] for row in rows]

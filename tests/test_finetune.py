@@ -313,3 +313,22 @@ def test_mistakes_are_told_before_anything_starts(
     (out / "config.json").write_text("{}")
     assert "exists already" in told("denoiser-elements", "--structure", fluorite, "-o", out)
     assert "--structure" in told("denoiser-elements", "-o", out)
+
+
+def test_what_is_rehearsed_is_what_the_checkpoint_knows() -> None:
+    from training import lattices
+    from training.finetune_denoiser import cases, known_lattices, mixed
+    from zoo.denoiser import DenoiserConfig
+
+    def of(*names: str) -> tuple[str, ...]:
+        return known_lattices(DenoiserConfig("one", "0.1.0", lattices=names))
+
+    assert of("B2", "rocksalt", "NiAs (mine.cif)") == ("B2", "rocksalt")
+    assert of(*lattices.LATTICES) == lattices.LATTICES
+    assert of("NiAs (mine.cif)") == lattices.LATTICES
+    assert [case.name for case in cases([], ("B2", "wurtzite"))] == ["B2", "wurtzite"]
+    assert cases([], ()) == []
+    draw = mixed([], 1 - 1e-12, old_lattices=("B2",))
+    drawn = [draw(np.random.default_rng(seed)) for seed in range(20)]
+    assert all(sample.rehearsed and set(sample.species) <= {1, 2} for sample in drawn)
+    assert any(len(set(sample.species)) == 2 for sample in drawn)

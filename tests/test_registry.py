@@ -15,6 +15,7 @@ import pytest
 from training.score_dynamics.recipe import Recipe
 from zoo import registry
 from zoo.checkpoint import CONFIG, KINDS, load
+from zoo.denoiser import BACKBONES
 from zoo.errors import UnknownCheckpointError
 from zoo.registry import Record, bundled_folder, find, records
 from zoo.score_dynamics import ScoreDynamicsConfig
@@ -93,8 +94,10 @@ def test_the_recipe_is_the_one_that_makes_this_checkpoint(record: Record) -> Non
     assert found.metrics["sections"]["training"]["command"].split(" --")[0] == record.recipe
     module = importlib.import_module(record.recipe.removeprefix("python -m "))
     if record.kind == "denoiser":
-        made = {"name": module.NAME, "version": module.VERSION, "lattices": list(module.LATTICES)}
-        made |= {"architecture": module.MomentsConfig().to_dict()}
+        recipe = module.RECIPE
+        made = {"name": recipe.name, "version": recipe.version, "lattices": list(recipe.lattices)}
+        architecture = BACKBONES[recipe.backbone][0](**recipe.architecture).to_dict()
+        made |= {"backbone": recipe.backbone, "architecture": architecture}
     else:
         recipe = module.RECIPE
         assert recipe.module == module.__name__

@@ -25,9 +25,7 @@ RECIPE = DenoiserRecipe(
     draw=draw_compound,
     mix=COMPOUND_MIX,
     backbone="mace",
-    # Degree 3 tells zincblende from wurtzite: up to 2, the surroundings of their atoms look alike.
-    architecture={"l_max": 3},
-    loop=LoopConfig(n_steps=1000),
+    loop=LoopConfig(n_steps=1600),
 )
 
 

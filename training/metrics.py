@@ -52,7 +52,6 @@ def record(
         zoo.CheckpointError: not a checkpoint, values that JSON cannot hold (NaN, arrays), or a
             folder that cannot be written.
     """
-    config = read_config(folder)
     entry: dict[str, Any] = {
         **(extra or {}),
         "command": command,
@@ -63,10 +62,32 @@ def record(
         "results": [dict(row) for row in results],
         "seed": seed,
         "torch_version": version("torch"),
-        "weights_sha256": config["weights_sha256"],
-        # The constants of the process count as much as the weights.
+        **_stamp(folder),
+    }
+    _put(folder, section, entry)
+    return entry
+
+
+def carry(folder: str | os.PathLike[str], section: str, entry: Mapping[str, Any]) -> None:
+    """Keep a section of the checkpoint that this one was made from, where what it says is still so.
+
+    What it was measured on stays in it, as ``made_from``.  Only for what an added head cannot change, such as
+    how the network was trained.
+    """
+    before = {key: entry[key] for key in ("weights_sha256", "config_sha256")}
+    _put(folder, section, {"made_from": before, **entry, **_stamp(folder)})
+
+
+def _stamp(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """What a section was measured on; the constants of the process count as much as the weights."""
+    return {
+        "weights_sha256": read_config(folder)["weights_sha256"],
         "config_sha256": hashlib.sha256((Path(folder).expanduser() / CONFIG).read_bytes()).hexdigest(),
     }
+
+
+def _put(folder: str | os.PathLike[str], section: str, entry: Mapping[str, Any]) -> None:
+    config = read_config(folder)
     path = Path(folder).expanduser() / METRICS
     with _locked(path.parent):
         sections = read_metrics(folder).get("sections", {})
@@ -77,7 +98,6 @@ def record(
             "sections": {**sections, section: entry},
         }
         write_text(path, to_json(metrics, path))
-    return entry
 
 
 def hardware() -> dict[str, Any]:

@@ -28,7 +28,7 @@ from rich.progress import track
 
 from training import lattices
 from training.first_card import write_first_card
-from training.metrics import record
+from training.metrics import carry, record
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
@@ -36,7 +36,7 @@ from zoo.denoiser import Denoiser
 from zoo.errors import CheckpointError, ZooError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
-from zoo.verdict import VerdictConfig, VerdictHead
+from zoo.verdict import VerdictConfig, VerdictHead, head_features
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -107,8 +107,8 @@ def examples(
             clean.positions, clean.cell[:], clean.pbc, denoiser.cutoff, scale, sample.species
         )
         with torch.no_grad():
-            scalars = denoiser.network.scalars(graph, context)  # type: ignore[operator]
-        found.append((scalars, torch.from_numpy(truth(lattice, sample, classes))))
+            features = head_features(denoiser.network, graph, context)
+        found.append((features, torch.from_numpy(truth(lattice, sample, classes))))
     return found
 
 
@@ -124,6 +124,8 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = VerdictHead(x.shape[1], config)
+        head.mean.copy_(x.mean(0))
+        head.scale.copy_(x.std(0).clamp_min(1e-3))
         optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=1e-2)
         steps = _EPOCHS * -(-len(x) // _BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -221,7 +223,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     error = calibration_error(verdict.confidence, right)
     new = replace(old.config, version=args.version or old.config.version, verdict=head.config)
     weights = Denoiser(old.config, old.network, head=head).weights()
-    save(args.out, new.to_dict(), weights, metrics=old.metrics, card=old.card)
+    # What was measured on the denoiser without its head is measured anew, only its training stays as it was.
+    save(args.out, new.to_dict(), weights)
+    trained = old.metrics.get("sections", {}).get("training")
+    if trained:
+        carry(args.out, "training", trained)
     record(
         args.out,
         "verdict",
@@ -235,7 +241,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "temperature": head.config.temperature,
         },
     )
-    if "training" in old.metrics.get("sections", {}):  # what a first card is made from
+    if trained:  # what a first card is made from
         write_first_card(args.out)
     for row in rows:
         share = "none drawn" if row["right"] is None else f"{row['right']:.2%} of {row['atoms']} atoms right"

@@ -163,20 +163,26 @@ class _Tally:
     def __init__(self) -> None:
         self._before: Counter[str] = Counter()
         self._after: Counter[str] = Counter()
+        self._verdict: Counter[str] = Counter()
+        self._confidence = 0.0
         self._frames = 0
 
     def add(self, atoms: Atoms, denoised: Atoms) -> None:
         """Count one frame and label the atoms of the denoised one."""
-        from zoo.analysis.crystals import STRUCTURES, structure_fractions, structure_types
+        import numpy as np
+
+        from zoo.analysis.crystals import store_labels, structure_fractions, structure_types
 
         self._before.update(structure_fractions(structure_types(atoms)))
         labels: np.ndarray[Any, Any] = structure_types(denoised)
         self._after.update(structure_fractions(labels))
         self._frames += 1
-        if "structure_type" in denoised.arrays:
-            del denoised.arrays["structure_type"]
-        denoised.set_array("structure_type", labels.astype(int))
-        denoised.info["structure_type_legend"] = ", ".join(f"{i} {name}" for i, name in enumerate(STRUCTURES))
+        if "confidence" in denoised.arrays:
+            names, counts = np.unique(denoised.arrays["structure_type"], return_counts=True)
+            for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+                self._verdict[name] += count / len(denoised)
+            self._confidence += float(denoised.arrays["confidence"].mean())
+        store_labels(denoised, labels)
 
     def show(self) -> None:
         """Print the table on stdout."""
@@ -195,6 +201,16 @@ class _Tally:
             if before or after:
                 table.add_row(name, percent(before), percent(after))
         Console().print(table)
+        if not self._verdict:
+            return
+        table = Table(box=None, pad_edge=False)
+        table.add_column("verdict", no_wrap=True)
+        table.add_column("share", justify="right")
+        for name, share in self._verdict.most_common():
+            table.add_row(name, percent(share / self._frames))
+        Console().print()
+        Console().print(table)
+        Console().print(f"mean confidence {self._confidence / self._frames:.3f}", highlight=False)
 
 
 def percent(share: float, up: bool = False) -> str:

@@ -39,7 +39,7 @@ from zoo.errors import CheckpointError, StructureError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
 from zoo.structures import check_structure
-from zoo.verdict import Verdict, VerdictConfig, VerdictHead
+from zoo.verdict import Verdict, VerdictConfig, VerdictHead, head_features
 
 Array = npt.NDArray[np.float64]
 Callback = Callable[[int, Array, float], None]
@@ -224,7 +224,7 @@ class Denoiser:
         # none, but its arithmetic imports the whole of torch's compiler, which takes a second.
         with torch.random.fork_rng(devices=[]):
             network = config.build().float()  # float32 whatever the caller's default dtype
-            head = None if config.verdict is None else VerdictHead(network.n_scalars, config.verdict).float()  # type: ignore[arg-type]
+            head = None if config.verdict is None else VerdictHead.of(network, config.verdict).float()
         shapes = {k: tuple(v.shape) for k, v in _weights(network, head).items()}
         checkpoint.check_weights(shapes, stored.weights, str(stored.folder))
         network.load_state_dict({k: v for k, v in stored.weights.items() if not k.startswith(_HEAD)})
@@ -398,8 +398,7 @@ class Denoiser:
         scale = length_scale(positions, cell, atoms.pbc)
         graph = neighbor_graph(positions, cell, atoms.pbc, self.cutoff, scale, atoms.numbers)
         with torch.inference_mode():
-            scalars: torch.Tensor = self.network.scalars(graph, context)  # type: ignore[operator]
-            return self.head.verdict(scalars)
+            return self.head.verdict(head_features(self.network, graph, context))
 
 
 @dataclass(frozen=True)

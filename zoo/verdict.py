@@ -1,6 +1,9 @@
 """A verdict per atom: which crystal it sits in, or none, and how sure that is.
 
-A small network reads the scalar features that a denoiser's own network has of the denoised structure.  It is
+A small network reads two things of each atom of the denoised structure: the scalar features that the layers
+of the denoiser's own network have of it, and the lengths of the bond-orientational moments of its neighbours
+(Steinhardt, Nelson & Ronchetti, Phys. Rev. B 28, 784, 1983), like and unlike ones apart, shell by shell.  The
+latter tell what a denoiser need not know, such as zincblende from wurtzite.  It is
 trained after the denoiser, on the same geometry-only data: perfect lattices, cut, joined and noised, and
 random packings and lattices displaced beyond recognition for disorder.  Its logits are divided by a
 temperature found on structures held out from that (Guo, Pleiss, Sun & Weinberger, ICML 2017,
@@ -16,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
+from zoo.backbones.moments import angular_moments
 from zoo.errors import CheckpointError
+from zoo.graph import Graph
 
 #: The last class of every head: no crystal that it knows.
 DISORDERED = "disordered"
@@ -110,15 +116,58 @@ class VerdictConfig:
         return cls(tuple(classes), width, float(temperature))
 
 
+#: Centres and width of the shells, in length scales; weights fall to zero before a network's cutoff.
+SHELLS, WIDTH, DEGREES = (0.9, 1.1, 1.3, 1.5), 0.12, 4
+N_MOMENTS = 2 * len(SHELLS) * (DEGREES + 1)
+
+
+def bond_orders(graph: Graph, cutoff: float, chunk: int = 2048) -> Tensor:
+    """Lengths of sum_j w_k(r_ij) Y_lm(r_ij), l = 0 to 4, of like and of unlike neighbours, (n_atoms, 40).
+
+    ``w_k`` are Gaussians around `SHELLS`, brought to zero at ``cutoff`` (length scales) over the last tenth.
+    """
+    parts = []
+    for start in range(0, graph.n_atoms, chunk):
+        stop = min(start + chunk, graph.n_atoms)
+        index, vectors, mask = graph.padded(start, stop)
+        r = vectors.square().sum(1).sqrt().clamp_min(1e-6)
+        y = angular_moments((vectors / r[:, None]).transpose(1, 2), DEGREES)  # (n, k, 25)
+        fade = (10 * (1 - r / cutoff)).clamp(0, 1)
+        fade = fade * fade * (3 - 2 * fade) * mask
+        weights = torch.stack([torch.exp(-(((r - c) / WIDTH) ** 2)) * fade for c in SHELLS], 1)
+        if graph.species is None:
+            like = torch.ones_like(r)
+        else:
+            like = (graph.species[index] == graph.species[start:stop, None]).to(r.dtype)
+        for part in (weights * like[:, None], weights * (1 - like)[:, None]):
+            moments = torch.bmm(part, y).square()  # (n, shells, 25)
+            parts.append([moments[..., d * d : (d + 1) ** 2].sum(-1).sqrt() for d in range(DEGREES + 1)])
+    both = [torch.cat([*parts[k], *parts[k + 1]], 1) for k in range(0, len(parts), 2)]
+    return torch.cat(both) if both else torch.zeros(0, N_MOMENTS)
+
+
+def head_features(network: nn.Module, graph: Graph, context: tuple[float, float] | None) -> Tensor:
+    """What a head reads, (n_atoms, n_features): the network's scalars, then the bond orders."""
+    scalars: Tensor = network.scalars(graph, context)  # type: ignore[operator]
+    return torch.cat([scalars, bond_orders(graph, float(network.cutoff))], -1)  # type: ignore[arg-type]
+
+
 class VerdictHead(nn.Module):
-    """Scalar features (n_atoms, n_features) -> calibrated logits (n_atoms, n_classes)."""
+    """Features of `head_features` -> calibrated logits (n_atoms, n_classes).
+
+    ``mean`` and ``scale`` are those of the features in training.
+    """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, n_features: int, config: VerdictConfig) -> None:
         super().__init__()
         self.config = config
         self.classes = (*config.classes, DISORDERED)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
         self.layers = nn.Sequential(
-            nn.LayerNorm(n_features),
             nn.Linear(n_features, config.width),
             nn.SiLU(),
             nn.Linear(config.width, config.width),
@@ -126,10 +175,15 @@ class VerdictHead(nn.Module):
             nn.Linear(config.width, len(self.classes)),
         )
 
-    def forward(self, scalars: Tensor) -> Tensor:
-        logits: Tensor = self.layers(scalars)
+    @classmethod
+    def of(cls, network: nn.Module, config: VerdictConfig) -> VerdictHead:
+        """An untrained head for a network."""
+        return cls(int(network.n_scalars) + N_MOMENTS, config)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.layers(((features - self.mean) / self.scale).clamp(-6, 6))
         return logits / self.config.temperature
 
-    def verdict(self, scalars: Tensor) -> Verdict:
-        probabilities = self(scalars).double().softmax(-1)
+    def verdict(self, features: Tensor) -> Verdict:
+        probabilities = self(features).double().softmax(-1)
         return Verdict(self.classes, probabilities.numpy())

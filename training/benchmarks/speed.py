@@ -1,7 +1,8 @@
-"""Speed and memory of a denoiser on noised fcc copper, from 10^3 to 10^6 atoms.
+"""Speed and memory of a denoiser on a noised crystal, from 10^3 to 10^6 atoms.
 
     python -m training.benchmarks.speed
     python -m training.benchmarks.speed --record
+    python -m training.benchmarks.speed --checkpoint denoiser-binaries --crystal NaCl --cells 6 11 24 --record
 
 Every size runs in a process of its own, so that its peak memory is its own.  Prints microseconds
 per atom and step, the share of the neighbour search, the peak memory, and the exponent with which
@@ -26,10 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 REFERENCE_US = 197.0
+CRYSTALS = {"Cu": ("fcc", 3.615), "NaCl": ("rocksalt", 5.64), "CoAl": ("cesiumchloride", 2.866)}
 SIZES = (7, 14, 30, 63)  # cubic cells of four atoms: 1 372, 10 976, 108 000 and 1 000 188 atoms
 
 
-def measure(checkpoint: str, cells: int, steps: int, repeats: int, threads: int, ptm: bool) -> dict[str, Any]:
+def measure(
+    checkpoint: str, cells: int, steps: int, repeats: int, threads: int, ptm: bool, crystal: str = "Cu"
+) -> dict[str, Any]:
     """One size, in this process; the best of ``repeats`` counts."""
     import torch
     from ase.build import bulk
@@ -40,9 +44,12 @@ def measure(checkpoint: str, cells: int, steps: int, repeats: int, threads: int,
 
     torch.set_num_threads(threads)
     denoiser = Denoiser.from_pretrained(checkpoint)
-    atoms = bulk("Cu", "fcc", a=3.615, cubic=True).repeat(cells)
-    atoms.rattle(0.08 * 3.615 / np.sqrt(2), seed=0)
-    if cells <= 14:
+    structure, a = CRYSTALS[crystal]
+    unit = bulk(crystal, structure, a=a, cubic=True)
+    atoms = unit.repeat(cells)
+    spacing = unit.repeat(3).get_all_distances(mic=True)
+    atoms.rattle(0.08 * float(spacing[spacing > 0].min()), seed=0)
+    if len(atoms) <= 12_000:
         denoiser.denoise(atoms, steps=1)  # warm up
     seconds, taken = [], 0
     for _ in range(repeats):
@@ -94,26 +101,33 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", default="denoiser-elements", help="name or folder")
+    parser.add_argument("--crystal", choices=CRYSTALS, default="Cu", help="(default %(default)s)")
     parser.add_argument("--cells", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--record", action="store_true", help="write into the checkpoint's metrics.json")
-    parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
-        name, cells, steps, repeats, threads, ptm = args.child
-        print(json.dumps(measure(name, int(cells), int(steps), int(repeats), int(threads), ptm == "1")))
+        name, crystal, *numbers, ptm = args.child
+        cells, steps, repeats, threads = map(int, numbers)
+        print(json.dumps(measure(name, cells, steps, repeats, threads, ptm == "1", crystal)))
         return 0
     rows = []
+    from ase.build import bulk
+
     console = Console()
     for threads in args.threads:
         for cells in args.cells:
-            big = cells > 40
+            n_atoms = len(bulk(args.crystal, CRYSTALS[args.crystal][0], a=1.0, cubic=True)) * cells**3
+            big = n_atoms > 250_000
             steps = min(args.steps, 3) if big else args.steps
             # A small system takes milliseconds: many repeats, so that the best is a quiet one.
-            repeats = 1 if big else 20 if cells <= 8 else 8 if cells <= 14 else 2
+            repeats = 1 if big else 20 if n_atoms <= 2100 else 8 if n_atoms <= 12_000 else 2
             ptm = threads == 1 and not big
-            rows.append(child([args.checkpoint, *map(str, (cells, steps, repeats, threads, int(ptm)))]))
+            rows.append(
+                child([args.checkpoint, args.crystal, *map(str, (cells, steps, repeats, threads, int(ptm)))])
+            )
             row = rows[-1]
             # Atoms per second per core against the reference's on one thread.
             row["times_reference"] = REFERENCE_US / (row["us_per_atom_step"] * threads)
@@ -122,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
             console.print(
                 f"{row['atoms']} atoms, {threads} threads: {row['us_per_atom_step']:.1f} us per atom and step"
             )
-    table = Table(title="denoising fcc copper")
+    table = Table(title=f"denoising {args.crystal}")
     for column in (
         "atoms", "threads", "us/(atom step)", "neighbours", "peak MiB", "x reference per core", "in PTM runs",
     ):  # fmt: skip
@@ -145,10 +159,19 @@ def main(argv: list[str] | None = None) -> int:
         from zoo.checkpoint import resolve
 
         folder, _ = resolve(args.checkpoint)
+        command = f"python -m training.benchmarks.speed --crystal {args.crystal} --record"
         record(
-            folder, "speed", rows, command="python -m training.benchmarks.speed --record", seed=0,
-            extra={"growth_exponent": exponent, "reference_us_per_atom_step": REFERENCE_US},
-        )  # fmt: skip
+            folder,
+            "speed",
+            rows,
+            command=command,
+            seed=0,
+            extra={
+                "crystal": args.crystal,
+                "growth_exponent": exponent,
+                "reference_us_per_atom_step": REFERENCE_US,
+            },
+        )
     return 0
 
 

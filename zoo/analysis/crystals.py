@@ -110,6 +110,18 @@ def structure_types(atoms: Atoms, *, partial_diamond: bool = False, rmsd_cutoff:
     return labels
 
 
+def store_labels(atoms: Atoms, labels: IntArray) -> None:
+    """Put labels by `structure_types` into the arrays of ``atoms``, and what the numbers mean into its info.
+
+    They are ``structure_type``, or ``site_type`` where a denoiser's verdict has its names under that.
+    """
+    there = atoms.arrays.get("structure_type")
+    key = "site_type" if there is not None and there.dtype.kind == "U" else "structure_type"
+    atoms.arrays.pop(key, None)  # of an earlier run, perhaps of another type
+    atoms.set_array(key, labels.astype(int))
+    atoms.info[f"{key}_legend"] = ", ".join(f"{i} {name}" for i, name in enumerate(STRUCTURES))
+
+
 def structure_fractions(atoms_or_labels: Atoms | npt.ArrayLike) -> dict[str, float]:
     """Fraction of atoms with each label, in the order of `STRUCTURES`; all seven keys are present.
 

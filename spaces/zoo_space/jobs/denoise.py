@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from ase import Atoms
 
-from zoo.analysis.crystals import COLORS, STRUCTURES, displacements, structure_fractions, structure_types
+from zoo.analysis.crystals import (
+    COLORS,
+    STRUCTURES,
+    displacements,
+    store_labels,
+    structure_fractions,
+    structure_types,
+)
 from zoo.analysis.pictures import before_after
 from zoo.denoiser import Denoiser
 from zoo.scale import length_scale
@@ -71,10 +78,7 @@ def _denoiser(name: str) -> Denoiser:
 
 def _written(after: Atoms, labels: npt.NDArray[np.int64], request: DenoiseRequest) -> Path:
     out = after.copy()
-    if "structure_type" in out.arrays:
-        del out.arrays["structure_type"]
-    out.set_array("structure_type", labels.astype(int))
-    out.info["structure_type_legend"] = ", ".join(f"{i} {name}" for i, name in enumerate(STRUCTURES))
+    store_labels(out, labels)
     path = request.out / f"{stem(request.path.name)}-denoised.extxyz"
     with FrameWriter(path) as writer:
         writer.write(out)

@@ -6,8 +6,9 @@
 Per compound and temperature, over all snapshots: the share of atoms on the right lattice and the right
 sublattice (`zoo.analysis.orderings`) in the raw snapshot and after denoising, the share to which the verdict
 gives the right name, its mean confidence and its expected calibration error.  Where snapshots have been
-quenched (`quench`), also how many of the atoms that are crystalline then are right.  For the liquid, shares
-are those of atoms that are called crystalline, smaller is better.
+quenched (`quench`), also how many of the atoms that are crystalline then are right.  For the liquid, and for
+crystals of which a quench finds nothing left, shares are those of atoms that are called crystalline, smaller
+is better.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ def evaluate(
     steps: int,
 ) -> dict[str, Any]:
     """One row of the table; fractions are per atom over all frames."""
-    liquid = ratio == LIQUID
+    cold = [orderings(a) == ORDERINGS.index(material.ordering) for a in quenched if a is not None]
+    # A superheated crystal may melt during the run.
+    melted = ratio < LIQUID and len(cold) == len(frames) and bool(np.concatenate(cold).mean() < 0.01)
+    liquid = ratio == LIQUID or melted
     raw: list[Any] = []
     after: list[Any] = []
     named, confidence, certain, taken = [], [], [], []
     real: list[Any] = []
-    for frame, cold in zip(frames, quenched, strict=True):
+    for frame, minimum in zip(frames, quenched, strict=True):
         clean = denoiser.denoise(frame, steps)
         for labels, into in ((orderings(frame), raw), (orderings(clean), after)):
             into.append(labels != 0 if liquid else labels == ORDERINGS.index(material.ordering))
-        if cold is not None and not liquid:
-            perfect = orderings(cold) == ORDERINGS.index(material.ordering)
+        if minimum is not None and not liquid:
+            perfect = orderings(minimum) == ORDERINGS.index(material.ordering)
             real.append((len(perfect), int(perfect.sum()), int(after[-1][perfect].sum())))
         taken.append(clean.info["denoise_steps"])
         if "structure_type" in clean.arrays:
@@ -64,7 +68,7 @@ def evaluate(
             certain.append(~named[-1] if liquid else named[-1])
     row: dict[str, Any] = {
         "material": material.key,
-        "structure": "liquid" if liquid else material.ordering,
+        "structure": "melted" if melted else "liquid" if liquid else material.ordering,
         "t_over_tm": ratio,
         "temperature_K": round(ratio * material.melting_point, 1),
         "n_snapshots": len(frames),
