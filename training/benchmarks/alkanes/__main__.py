@@ -264,8 +264,8 @@ def _add(
     before = read_metrics(checkpoint).get("sections", {}).get(section, {})
     names = {row["molecule"] for row in rows}
     kept = [row for row in before.get("results", []) if row["molecule"] not in names]
-    if before.get("command") != command:
-        kept = [row | {"by": row.get("by", before.get("command"))} for row in kept]
+    kept = [{"by": before.get("command"), **row} for row in kept]
+    rows = [{**row, "by": command} for row in rows]
     order = list(SYSTEMS)
     rows = sorted([*kept, *rows], key=lambda row: order.index(row["molecule"]))
     record(checkpoint, section, rows, command=command, seed=seed, extra=extra)
