@@ -15,7 +15,8 @@ from training import lattices
 from zoo import registry
 from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.denoiser import Denoiser
-from zoo.verdict import DISORDERED
+from zoo.errors import StructureError
+from zoo.verdict_names import DISORDERED
 
 pytest.importorskip("ovito")
 
@@ -66,6 +67,47 @@ def test_noised_compounds_come_back_and_are_told(denoiser: Denoiser, lattice: st
     assert np.linalg.norm(away, axis=1).max() < 0.15 * 2.4 * lattices.spacing_of(lattice)
     assert (clean.arrays["structure_type"] == lattice).mean() > 0.97
     assert (clean.numbers == hot.numbers).all()
+
+
+@pytest.mark.parametrize("lattice", lattices.COMPOUNDS)
+@pytest.mark.parametrize("noise", [0.0, 0.001, 0.03])
+def test_cold_compounds_are_told_too_and_twice_is_once(
+    denoiser: Denoiser, lattice: str, noise: float
+) -> None:
+    _, cold = noised(lattice, noise, n=3)
+    once = denoiser.denoise(cold)
+    twice = denoiser.denoise(once)
+    for clean in (once, twice):
+        assert (clean.arrays["structure_type"] == lattice).mean() > 0.99
+        assert clean.arrays["confidence"].mean() > 0.8
+    assert set(twice.arrays) == set(once.arrays)
+
+
+def test_one_species_is_refused_and_types_of_a_dump_will_do(denoiser: Denoiser) -> None:
+    _, hot = noised("B2", 0.05, n=3)
+    one = hot.copy()
+    one.numbers[:] = 29
+    with pytest.raises(StructureError, match="denoiser-elements"):
+        denoiser.denoise(one)
+    one.set_array("type", np.where(hot.numbers == 29, 1, 2))
+    np.testing.assert_array_equal(denoiser.denoise(one).positions, denoiser.denoise(hot).positions)
+
+
+def test_a_dump_has_the_verdict_in_numbers(denoiser: Denoiser, tmp_path: Path) -> None:
+    from ovito.io import import_file
+
+    from zoo.structures import FrameWriter, read_frames
+    from zoo.verdict_names import CODES
+
+    _, hot = noised("B2", 0.05, n=3)
+    clean = denoiser.denoise(hot)
+    with FrameWriter(tmp_path / "clean.dump") as writer:
+        writer.write(clean)
+    expected = [CODES[name] for name in clean.arrays["structure_type"].tolist()]
+    (back,) = read_frames(tmp_path / "clean.dump")
+    assert back.arrays["structure_type"].tolist() == expected
+    data = import_file(str(tmp_path / "clean.dump")).compute()
+    assert np.asarray(data.particles["structure_type"]).tolist() == expected
 
 
 def test_antisites_stay_antisites(denoiser: Denoiser) -> None:

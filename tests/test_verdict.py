@@ -15,11 +15,13 @@ from training import lattices
 from training.verdict import calibration_error, draw, examples, fit, molten_sample, truth
 from training.verdict import main as train_verdict
 from zoo import Denoiser
+from zoo.analysis.crystals import STRUCTURES
 from zoo.backbones.mace_network import MaceConfig
 from zoo.backbones.moments import MomentsConfig
 from zoo.denoiser import BACKBONES, DenoiserConfig
 from zoo.errors import CheckpointError
-from zoo.verdict import DISORDERED, Verdict, VerdictConfig, VerdictHead
+from zoo.verdict import Verdict, VerdictConfig, VerdictHead
+from zoo.verdict_names import CODES, DISORDERED
 
 pytest.importorskip("ovito")
 
@@ -77,6 +79,7 @@ def test_denoised_atoms_have_a_name_and_a_confidence(judged: Path) -> None:
     clean = denoiser.denoise(crystal, steps=2)
     names = {*denoiser.config.lattices, DISORDERED}
     assert set(clean.arrays["structure_type"]) <= names
+    np.testing.assert_array_equal(clean.arrays["confidence_input"], np.arange(len(crystal)))
     confidence = clean.arrays["confidence"]
     assert confidence.dtype == np.float64
     assert ((confidence >= 1 / len(names) - 1e-9) & (confidence <= 1)).all()
@@ -91,6 +94,23 @@ def test_denoised_atoms_have_a_name_and_a_confidence(judged: Path) -> None:
     np.testing.assert_allclose(
         denoiser.verdict(turned[order]).probabilities, verdict.probabilities[order], atol=1e-4
     )
+
+
+def test_a_checkpoint_without_a_head_drops_an_earlier_verdict_and_no_array_of_the_user(judged: Path) -> None:
+    before, after = (Denoiser.from_pretrained(judged / name) for name in ("before", "after"))
+    crystal = bulk("CoAl", "cesiumchloride", a=2.87).repeat(3)
+    clean = before.denoise(after.denoise(crystal, steps=1), steps=1)
+    assert "structure_type" not in clean.arrays
+    assert "confidence" not in clean.arrays
+    crystal.set_array("confidence", np.arange(len(crystal)))
+    crystal.set_array("structure_type", np.array(["grain A"] * len(crystal)))
+    clean = before.denoise(crystal, steps=1)
+    assert (clean.arrays["structure_type"] == "grain A").all()
+    assert (clean.arrays["confidence"] == np.arange(len(crystal))).all()
+
+
+def test_numbers_of_the_classes_go_on_from_those_of_the_classifiers() -> None:
+    assert [CODES[name] for name in (DISORDERED, *STRUCTURES[1:])] == list(range(len(STRUCTURES)))
 
 
 def test_saved_again_it_says_the_same(judged: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
 from zoo.denoiser import Denoiser
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError, StructureError, ZooError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
 from zoo.verdict import VerdictConfig, VerdictHead, head_features
@@ -94,20 +94,24 @@ def examples(
     denoiser: Denoiser, classes: Sequence[str], n: int, seed: int, shown: Callable[[range], Sequence[int]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Features and truth of the atoms of ``n`` noised and denoised structures."""
-    found = []
+    found, bare = [], Denoiser(denoiser.config, denoiser.network)
     for index in shown(range(n)):
         rng = np.random.default_rng([seed, index])
         lattice, sample = draw(classes, rng)
-        sigma = lattices.noise_level(sample, rng, denoiser.config.largest_noise)
+        # Cold crystals are crystals, too.
+        sigma = lattices.noise_level(sample, rng, denoiser.config.largest_noise) * (rng.random() > 0.1)
         noised = sample.positions + lattices.noise(sample, sigma, rng)
         atoms = Atoms(positions=3 * noised, cell=3 * sample.cell, pbc=sample.pbc, numbers=sample.species)
-        clean, context = denoiser.settled(atoms)
+        try:
+            clean = bare.denoise(atoms)
+        except StructureError:  # atoms of one species, or on top of one another: none to learn from
+            continue
         scale = length_scale(clean.positions, clean.cell[:], clean.pbc)
         graph = neighbor_graph(
             clean.positions, clean.cell[:], clean.pbc, denoiser.cutoff, scale, sample.species
         )
         with torch.no_grad():
-            features = head_features(denoiser.network, graph, context)
+            features = head_features(denoiser.network, graph)
         found.append((features, torch.from_numpy(truth(lattice, sample, classes))))
     return found
 
@@ -232,7 +236,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.out,
         "verdict",
         rows,
-        command=f"python -m training.verdict {Path(args.checkpoint).name} --structures {args.structures}",
+        command=(
+            f"python -m training.verdict build/{old.name} -o build/{old.name}-judged "
+            f"--structures {args.structures} --seed {args.seed}"
+        ),
         seed=args.seed,
         extra={
             "of": "noised and denoised structures of another seed",

@@ -90,7 +90,7 @@ def run(job: Job) -> int:
         if first is None:
             raise StructureError(f"no frame selected: {job.source} ends before frame {job.start}")
         denoiser = _denoiser(job)
-        tally = _Tally() if job.analyze else None
+        tally = _Tally(getattr(denoiser, "head", None) is not None) if job.analyze else None
         with writer, meter:
             _denoise_all(denoiser, first, frames, job, writer, meter, tally)
     except KeyboardInterrupt:
@@ -160,7 +160,8 @@ def _denoise_all(
 class _Tally:
     """Structure fractions before and after, averaged over the frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, judged: bool) -> None:
+        self._judged = judged  # whether the checkpoint gives a verdict
         self._before: Counter[str] = Counter()
         self._after: Counter[str] = Counter()
         self._verdict: Counter[str] = Counter()
@@ -177,7 +178,7 @@ class _Tally:
         labels: np.ndarray[Any, Any] = structure_types(denoised)
         self._after.update(structure_fractions(labels))
         self._frames += 1
-        if "confidence" in denoised.arrays:
+        if self._judged:
             names, counts = np.unique(denoised.arrays["structure_type"], return_counts=True)
             for name, count in zip(names.tolist(), counts.tolist(), strict=True):
                 self._verdict[name] += count / len(denoised)

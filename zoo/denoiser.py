@@ -40,6 +40,7 @@ from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
 from zoo.structures import check_structure
 from zoo.verdict import Verdict, VerdictConfig, VerdictHead, head_features
+from zoo.verdict_names import is_verdict
 
 Array = npt.NDArray[np.float64]
 Callback = Callable[[int, Array, float], None]
@@ -267,7 +268,9 @@ class Denoiser:
         ``denoise_steps``, ``denoise_converged``, ``denoise_stalled`` (it ended because displacements no
         longer shrank, as happens in liquids and in lattices the checkpoint was not trained on) and
         ``denoise_checkpoint``.  If the checkpoint has a head, arrays of the atoms gain ``structure_type``
-        (names, "disordered" among them) and ``confidence`` (in [0, 1]), see `verdict`.
+        (names, "disordered" among them) and ``confidence`` (in [0, 1]), see `verdict`; arrays of the input
+        with these names are then called ``structure_type_input`` and ``confidence_input``.  The verdict of
+        an earlier run is dropped.
 
         Raises
         ------
@@ -280,22 +283,18 @@ class Denoiser:
         moved: list[float] = []
         positions = atoms.get_positions()
         converged = stalled = False
-        context: tuple[float, float] | None = None
         for step in self._steps(atoms, steps):
             positions = step.positions
             moved.append(step.mean)
-            converged, stalled, context = step.converged, step.stalled, step.context
+            converged, stalled = step.converged, step.stalled
             if callback is not None:
                 callback(len(moved), positions.copy(), step.mean)  # the caller's to keep or to change
         result.set_positions(positions, apply_constraint=False)
         if self.head is not None:
-            verdict = self.verdict(result, context)
-            for key, values in (
-                ("structure_type", verdict.structure_type),
-                ("confidence", verdict.confidence),
-            ):
-                result.arrays.pop(key, None)  # of an earlier run
-                result.set_array(key, values)
+            self._tell(result)
+        elif is_verdict(result.arrays) and "confidence" in result.arrays:
+            for key in ("structure_type", "confidence"):
+                result.arrays.pop(key, None)
         result.info.update(
             denoise_mean_displacement=moved,
             denoise_steps=len(moved),
@@ -305,12 +304,36 @@ class Denoiser:
         )
         return result
 
-    def settled(self, atoms: Atoms, steps: int = 10) -> tuple[Atoms, tuple[float, float] | None]:
-        """As `denoise`, without checks and records: the structure, and what the network was told last."""
-        result, context = atoms.copy(), None
-        for step in self._steps(atoms, steps):
-            result.positions, context = step.positions, step.context
-        return result, context
+    def _species(self, atoms: Atoms) -> npt.NDArray[np.int64]:
+        """(n_atoms,) what tells species apart: elements, or LAMMPS types where no element is known.
+
+        Raises
+        ------
+        StructureError : all atoms are of one species, and the network is one for compounds.
+        """
+        kinds: list[npt.NDArray[np.int64]] = [np.asarray(atoms.numbers, dtype=np.int64)]
+        if not getattr(self.network, "sees_species", False):
+            return kinds[0]
+        types = atoms.arrays.get("type")
+        if types is not None and types.dtype.kind in "iu":
+            kinds.append(np.asarray(types, dtype=np.int64))
+        for kind in kinds:
+            if len(np.unique(kind)) > 1:
+                return kind
+        raise StructureError(
+            f"all atoms are of one species, and {self.name} is for compounds: name the species of LAMMPS "
+            "types (--species), or use denoiser-elements"
+        )
+
+    def _tell(self, result: Atoms) -> None:
+        """Put the verdict into the arrays of a denoised structure."""
+        verdict = self.verdict(result)
+        earlier = is_verdict(result.arrays) and "confidence" in result.arrays
+        for key, values in (("structure_type", verdict.structure_type), ("confidence", verdict.confidence)):
+            there = result.arrays.pop(key, None)
+            if there is not None and not earlier:
+                result.set_array(f"{key}_input", there)
+            result.set_array(key, values)
 
     def denoise_trajectory(
         self, frames: Iterable[Atoms], steps: int = 10, callback: Callback | None = None
@@ -330,12 +353,12 @@ class Denoiser:
     def _steps(self, atoms: Atoms, steps: int) -> Iterator[_Step]:
         positions = atoms.get_positions()
         cell, pbc = atoms.cell[:], atoms.pbc
-        scale = length_scale(positions, cell, pbc)
+        scale, species = length_scale(positions, cell, pbc), self._species(atoms)
         held = _held(atoms)
         bound = before = math.inf
         context: tuple[float, float] | None = None
         for k in range(steps):
-            displacement = self.displacement(positions, cell, pbc, scale, context, atoms.numbers)
+            displacement = self.displacement(positions, cell, pbc, scale, context, species)
             displacement[held] = 0.0
             if not held.any():
                 displacement -= displacement.mean(0)  # a common translation is no vibration
@@ -355,7 +378,7 @@ class Denoiser:
             converged = mean < self.config.tolerance * scale
             stalled = not converged and k >= 3 and mean > self.config.stall * before
             before = mean
-            yield _Step(positions, mean, converged, stalled, context)
+            yield _Step(positions, mean, converged, stalled)
             if converged or stalled:
                 return
 
@@ -381,10 +404,8 @@ class Denoiser:
             prediction: Array = self.network(graph, context).numpy().astype(np.float64)
         return prediction * scale
 
-    def verdict(self, atoms: Atoms, context: tuple[float, float] | None = None) -> Verdict:
+    def verdict(self, atoms: Atoms) -> Verdict:
         """What each atom of a *denoised* structure is: a crystal or disordered, with a confidence.
-
-        ``context`` as of `displacement`; without, as for a structure of which nothing is known.
 
         Raises
         ------
@@ -396,9 +417,9 @@ class Denoiser:
         check_structure(atoms)
         positions, cell = atoms.positions, atoms.cell[:]
         scale = length_scale(positions, cell, atoms.pbc)
-        graph = neighbor_graph(positions, cell, atoms.pbc, self.cutoff, scale, atoms.numbers)
+        graph = neighbor_graph(positions, cell, atoms.pbc, self.cutoff, scale, self._species(atoms))
         with torch.inference_mode():
-            return self.head.verdict(head_features(self.network, graph, context))
+            return self.head.verdict(head_features(self.network, graph))
 
 
 @dataclass(frozen=True)
@@ -407,7 +428,6 @@ class _Step:
     mean: float
     converged: bool
     stalled: bool
-    context: tuple[float, float]
 
 
 #: Names of the head's weights in a checkpoint begin like this.

@@ -121,7 +121,7 @@ class DenoiseModifier(HasPrivateTraits, ModifierInterface):
 
 def _tell_verdict(particles: Any, clean: Atoms, denoiser: Denoiser) -> None:
     """Structure types with the names and colours of the verdict, and its confidence."""
-    from zoo.verdict import COLORS
+    from zoo.verdict_names import COLORS
 
     assert denoiser.head is not None
     for name in ("Structure Type", CONFIDENCE):
@@ -133,7 +133,7 @@ def _tell_verdict(particles: Any, clean: Atoms, denoiser: Denoiser) -> None:
     types = particles.create_property("Structure Type", data=labels)
     for name, index in code.items():
         kind = types.add_type_id(index, particles, name=name)
-        value = COLORS[name].lstrip("#")
+        value = COLORS.get(name, "#888888").lstrip("#")
         kind.color = tuple(int(value[i : i + 2], 16) / 255 for i in (0, 2, 4))
     particles.create_property(CONFIDENCE, data=clean.arrays["confidence"])
 

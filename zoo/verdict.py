@@ -7,7 +7,8 @@ latter tell what a denoiser need not know, such as zincblende from wurtzite.  It
 trained after the denoiser, on the same geometry-only data: perfect lattices, cut, joined and noised, and
 random packings and lattices displaced beyond recognition for disorder.  Its logits are divided by a
 temperature found on structures held out from that (Guo, Pleiss, Sun & Weinberger, ICML 2017,
-arXiv:1706.04599), so that of the atoms with a confidence of 0.9 nine in ten are right.
+arXiv:1706.04599), so that of such atoms with a confidence of 0.9 nine in ten are right; what that is worth on
+simulations is measured, and in the cards.
 """
 
 from __future__ import annotations
@@ -25,26 +26,8 @@ from torch import Tensor, nn
 from zoo.backbones.moments import angular_moments
 from zoo.errors import CheckpointError
 from zoo.graph import Graph
+from zoo.verdict_names import DISORDERED
 
-#: The last class of every head: no crystal that it knows.
-DISORDERED = "disordered"
-#: One colour per class (hex RGB); compounds have that of the lattice whose sites they share, and none of
-#: another compound of the same checkpoint.
-COLORS: dict[str, str] = {
-    DISORDERED: "#c4c4c4",
-    "fcc": "#009e73",
-    "hcp": "#d55e00",
-    "bcc": "#0072b2",
-    "simple cubic": "#f0e442",
-    "cubic diamond": "#56b4e9",
-    "hexagonal diamond": "#cc79a7",
-    "L1_0": "#004d38",
-    "L1_2": "#009e73",
-    "B2": "#0072b2",
-    "rocksalt": "#f0e442",
-    "zincblende": "#56b4e9",
-    "wurtzite": "#cc79a7",
-}
 _KEYS = {"classes", "width", "temperature"}
 
 
@@ -146,9 +129,12 @@ def bond_orders(graph: Graph, cutoff: float, chunk: int = 2048) -> Tensor:
     return torch.cat(both) if both else torch.zeros(0, N_MOMENTS)
 
 
-def head_features(network: nn.Module, graph: Graph, context: tuple[float, float] | None) -> Tensor:
-    """What a head reads, (n_atoms, n_features): the network's scalars, then the bond orders."""
-    scalars: Tensor = network.scalars(graph, context)  # type: ignore[operator]
+def head_features(network: nn.Module, graph: Graph) -> Tensor:
+    """What a head reads, (n_atoms, n_features): the network's scalars, then the bond orders.
+
+    The network is told nothing of earlier steps: the verdict is of the structure, not of how it came about.
+    """
+    scalars: Tensor = network.scalars(graph)  # type: ignore[operator]
     return torch.cat([scalars, bond_orders(graph, float(network.cutoff))], -1)  # type: ignore[arg-type]
 
 

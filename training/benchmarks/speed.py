@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,10 @@ def main(argv: list[str] | None = None) -> int:
         from zoo.checkpoint import resolve
 
         folder, _ = resolve(args.checkpoint)
-        command = f"python -m training.benchmarks.speed --crystal {args.crystal} --record"
+        command = (
+            f"python -m training.benchmarks.speed --checkpoint {Path(args.checkpoint).name} "
+            f"--crystal {args.crystal} --cells {' '.join(map(str, args.cells))} --record"
+        )
         record(
             folder,
             "speed",

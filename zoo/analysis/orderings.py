@@ -76,9 +76,9 @@ def orderings(atoms: Atoms, sites: npt.ArrayLike | None = None) -> IntArray:
 
 def _by_templates(atoms: Atoms) -> tuple[IntArray, Any]:
     """Template matching's codes of the chemical order, (n_atoms,), and their names."""
+    data = to_ovito(atoms)
     from ovito.modifiers import PolyhedralTemplateMatchingModifier as Ptm
 
-    data = to_ovito(atoms)
     if not len(atoms):
         return np.zeros(0, dtype=np.int64), Ptm.OrderingType
     data.particles_.create_property("Particle Type", data=atoms.numbers.astype(np.int32))

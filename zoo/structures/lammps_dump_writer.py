@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from zoo.structures.lammps_box import bounds_from_lattice, box_of, is_restricted
 from zoo.structures.lammps_dump import VECTORS
 from zoo.structures.lammps_types import TypeTable
+from zoo.verdict_names import CODES, is_verdict
 
 
 class DumpEncoder:
@@ -51,6 +52,8 @@ class DumpEncoder:
         columns: list[list[Any]] = []
 
         def add(name: str, values: NDArray[Any]) -> None:
+            if name == "structure_type" and is_verdict({name: values}):  # readers of dumps want numbers
+                values = np.array([CODES[each] for each in values.tolist()])
             kind = values.dtype.kind
             names.append(name)
             formats.append({"f": "%.12g", "i": "%d", "u": "%d", "b": "%d"}.get(kind, "%s"))

@@ -6,7 +6,8 @@
 Per compound and temperature, over all snapshots: the share of atoms on the right lattice and the right
 sublattice (`zoo.analysis.orderings`) in the raw snapshot and after denoising, the share to which the verdict
 gives the right name, its mean confidence and its expected calibration error.  Where snapshots have been
-quenched (`quench`), also how many of the atoms that are crystalline then are right.  For the liquid, and for
+quenched (`quench`), also how many of the atoms that are crystalline then are right, and the verdict counts on
+those.  For the liquid, and for
 crystals of which a quench finds nothing left, shares are those of atoms that are called crystalline, smaller
 is better.
 """
@@ -33,7 +34,7 @@ from training.verdict import calibration_error
 from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.denoiser import Denoiser
 from zoo.errors import ZooError
-from zoo.verdict import DISORDERED
+from zoo.verdict_names import DISORDERED
 
 
 def evaluate(
@@ -61,23 +62,26 @@ def evaluate(
             perfect = orderings(minimum) == ORDERINGS.index(material.ordering)
             real.append((len(perfect), int(perfect.sum()), int(after[-1][perfect].sum())))
         taken.append(clean.info["denoise_steps"])
-        if "structure_type" in clean.arrays:
+        if denoiser.head is not None:
             name = DISORDERED if liquid else material.ordering
-            named.append(clean.arrays["structure_type"] == name)
-            confidence.append(clean.arrays["confidence"])
+            # Where a quench is there, of the atoms that are crystalline in it.
+            of = perfect if minimum is not None and not liquid else np.ones(len(frame), dtype=bool)
+            named.append(clean.arrays["structure_type"][of] == name)
+            confidence.append(clean.arrays["confidence"][of])
             certain.append(~named[-1] if liquid else named[-1])
     row: dict[str, Any] = {
         "material": material.key,
         "structure": "melted" if melted else "liquid" if liquid else material.ordering,
         "t_over_tm": ratio,
+        "raw": float(np.mean(np.concatenate(raw))),
+        "denoised": float(np.mean(np.concatenate(after))),
+        **({"verdict": float(np.mean(np.concatenate(certain)))} if named else {}),
         "temperature_K": round(ratio * material.melting_point, 1),
         "n_snapshots": len(frames),
         "n_atoms": len(frames[0]),
         "atoms": sum(map(len, frames)),
         "first_snapshot_ps": frames[0].info["time_ps"],
         "last_snapshot_ps": frames[-1].info["time_ps"],
-        "raw": float(np.mean(np.concatenate(raw))),
-        "denoised": float(np.mean(np.concatenate(after))),
         "steps": float(np.mean(taken)),
     }
     if real:  # what is no crystal after a quench either is no error
@@ -87,7 +91,6 @@ def evaluate(
             row["right_where_quench_is"] = n_right / n_perfect
     if named:
         sure = np.concatenate(confidence)
-        row["verdict"] = float(np.mean(np.concatenate(certain)))
         row["confidence"] = float(sure.mean())
         row["calibration_error"] = calibration_error(sure, np.concatenate(named))
     return row

@@ -33,7 +33,7 @@ from training.verdict import calibration_error
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.denoiser import Denoiser
 from zoo.errors import ZooError
-from zoo.verdict import DISORDERED
+from zoo.verdict_names import DISORDERED
 
 Names = npt.NDArray[np.str_]
 
