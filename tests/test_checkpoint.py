@@ -544,9 +544,11 @@ def test_a_folder_wins_over_a_name_only_if_it_is_a_checkpoint(
 
 
 def test_an_unknown_name_offers_close_matches(empty_folder: Path) -> None:
-    for wrong in ("denoiser-element", "denoizer-elements", "Denoiser_Elements", "denoiser"):
+    for wrong in ("denoiser-element", "denoizer-elements", "Denoiser_Elements"):
         with pytest.raises(UnknownCheckpointError, match="did you mean denoiser-elements"):
             resolve(wrong)
+    with pytest.raises(UnknownCheckpointError, match="write one of denoiser-binaries, denoiser-elements"):
+        resolve("denoiser")
     with pytest.raises(UnknownCheckpointError, match="known checkpoints are"):
         resolve("qqqq")
 
