@@ -270,7 +270,7 @@ def check_inference(folder: Path, kind: str) -> None:
 
         from zoo.denoiser import Denoiser
 
-        crystal = bulk("Cu", cubic=True) * (3, 3, 3)
+        crystal = bulk("CuZn", "cesiumchloride", a=2.95) * (4, 4, 4)  # two species, for those that want them
         crystal.positions += np.random.default_rng(0).normal(0, 0.05, (len(crystal), 3))
         moved = Denoiser.from_pretrained(folder, source="local").denoise(crystal, steps=1).positions
     else:
