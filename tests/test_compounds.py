@@ -178,6 +178,7 @@ def test_odd_architectures_are_refused(wrong: dict) -> None:
         MaceConfig(**wrong)
 
 
+@pytest.mark.slow
 def test_building_it_changes_nothing_of_the_process_and_prints_nothing() -> None:
     code = """
 import os, torch

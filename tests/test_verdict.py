@@ -41,7 +41,7 @@ def untrained(kind: str) -> Denoiser:
         return Denoiser(config, BACKBONES[backbone][1](architecture))
 
 
-@pytest.fixture(scope="module", params=sorted(SMALL))
+@pytest.fixture(scope="module", params=["moments", pytest.param("mace", marks=pytest.mark.slow)])
 def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a head, by the recipe, of a denoiser that was never trained."""
     folder = tmp_path_factory.mktemp(request.param)
