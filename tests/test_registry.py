@@ -11,8 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save as serialise
 
 from training.score_dynamics.recipe import Recipe
+from training.verdict import OF_THE_NETWORK
 from zoo import registry
 from zoo.checkpoint import CONFIG, KINDS, load
 from zoo.denoiser import BACKBONES
@@ -85,6 +87,12 @@ def test_the_bundled_folder_is_the_one_the_record_pins(record: Record) -> None:
     config = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
     stale = [name for name, part in found.metrics["sections"].items() if part["config_sha256"] != config]
     assert stale == [], "these sections were measured with another config"
+    # What was carried over from a checkpoint without a head was measured on this very network.
+    carried = {n: part["made_from"] for n, part in found.metrics["sections"].items() if "made_from" in part}
+    assert set(carried) <= OF_THE_NETWORK
+    network = {key: value for key, value in found.weights.items() if not key.startswith("verdict.")}
+    bare = hashlib.sha256(serialise(network)).hexdigest()
+    assert {part["weights_sha256"] for part in carried.values()} <= {bare}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ class DenoiserRecipe:
     """One checkpoint: what it is of, and how it is trained unless the command line says otherwise.
 
     ``release_step`` cuts the schedule short; None goes to its end.  ``mix`` is what `draw` draws, for the
-    record.
+    record.  ``acts_on`` is that of `zoo.denoiser.DenoiserConfig`.
     """
 
     name: str
@@ -42,6 +42,7 @@ class DenoiserRecipe:
     data: DenoisingConfig = field(default_factory=DenoisingConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     release_step: int | None = None
+    acts_on: str = ""
 
 
 def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = None) -> int:
@@ -104,6 +105,7 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
         backbone=recipe.backbone,
         architecture=architecture.to_dict(),
         largest_noise=data.largest_noise,
+        acts_on=recipe.acts_on,
     )
     save(args.out, config.to_dict(), average)
     result = {

@@ -50,7 +50,8 @@ class Sample:
 
     ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing,
     ``calm`` True where noise is kept low, ``rehearsed`` where a teacher is asked for the answer.
-    ``species`` (n,) are whole numbers, 0 throughout for elements.
+    ``species`` (n,) are whole numbers, 0 throughout for elements.  ``names`` (n,), where they are known from
+    the making, are those of the crystals that atoms are in, "" in none.
     """
 
     positions: Array
@@ -61,6 +62,7 @@ class Sample:
     ordered: bool = True
     calm: bool = False
     rehearsed: bool = False
+    names: npt.NDArray[np.str_] | None = None
 
 
 def conventional(lattice: str) -> Atoms:
@@ -218,7 +220,7 @@ def slab_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 200) ->
     return Sample(block.positions @ f, block.cell[:] @ f, pbc, spacing_of(lattice), species_of(block))
 
 
-def _rotation(rng: np.random.Generator) -> Array:
+def rotation(rng: np.random.Generator) -> Array:
     q = rng.normal(size=4)
     w, x, y, z = q / np.linalg.norm(q)
     return np.array(
@@ -233,9 +235,9 @@ def _rotation(rng: np.random.Generator) -> Array:
 def _grain_frames(two: bool, rng: np.random.Generator) -> list[Array]:
     """Rotations of the grains of a ball: one, two at random, or two that form a symmetric tilt boundary."""
     if not two:
-        return [_rotation(rng)]
+        return [rotation(rng)]
     if rng.random() < 0.4:
-        return [_rotation(rng), _rotation(rng)]
+        return [rotation(rng), rotation(rng)]
     # A low-index axis in the boundary plane (normal z), the grains turned by half the angle each way.
     axis, normal = _TILT_FRAMES[rng.integers(len(_TILT_FRAMES))]
     frame = np.array([axis, np.cross(normal, axis), normal], dtype=np.float64)

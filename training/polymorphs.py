@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from ase import Atoms
 from ase.build import make_supercell
 from ase.spacegroup import crystal
@@ -102,7 +103,10 @@ POLYMORPHS: dict[str, Polymorph] = SILICA | ICE
 
 @cache
 def _conventional(name: str) -> Atoms:
-    entry = POLYMORPHS[name]
+    return _built(POLYMORPHS[name])
+
+
+def _built(entry: Polymorph) -> Atoms:
     number, setting = entry.spacegroup
     atoms = crystal(
         [symbol for symbol, _ in entry.sites], [xyz for _, xyz in entry.sites],
@@ -122,15 +126,18 @@ def conventional(name: str) -> Atoms:
     return atoms
 
 
-#: Smallest orthogonal cells of those whose conventional cell is not: rows in terms of its vectors.
+# Rows in terms of the conventional vectors: an orthogonal cell of a hexagonal one, and the hexagonal triple
+# cell of the rhombohedral one of ice II.
 _ORTHOGONAL_HEXAGONAL = ((1, 0, 0), (1, 2, 0), (0, 0, 1))
-# The rhombohedral cell of ice II, first as its hexagonal triple cell (obverse setting).
 _HEXAGONAL_OF_RHOMBOHEDRAL = ((1, -1, 0), (0, 1, -1), (1, 1, 1))
 
 
 def orthogonal(name: str) -> Atoms:
     """The smallest cell with three perpendicular axes, in Å, its axes along x, y and z."""
-    atoms = conventional(name)
+    return _orthogonal(conventional(name))
+
+
+def _orthogonal(atoms: Atoms) -> Atoms:
     if abs(atoms.cell.angles()[0] - 90) > 1:
         atoms = make_supercell(atoms, np.array(_HEXAGONAL_OF_RHOMBOHEDRAL))
     if abs(atoms.cell.angles()[2] - 120) < 1:
@@ -138,3 +145,55 @@ def orthogonal(name: str) -> Atoms:
     atoms.set_cell(np.diag(atoms.cell.lengths()), scale_atoms=True)  # turned, not deformed
     atoms.wrap()
     return atoms
+
+
+#: Of phases of low symmetry: the sites of their parent of high symmetry and its cell in the same axes, and
+#: how much of the way from there to the published sites is drawn.  Tetrahedra turn back towards the parent as
+#: quartz is heated, and jump the rest of the way at the transition.
+_PARENTS: dict[
+    str, tuple[tuple[tuple[float, float, float], ...], tuple[float, ...], tuple[float, float]]
+] = {
+    "alpha-quartz": (
+        ((0.5, 0, 2 / 3), (0.4144, 0.2072, 5 / 6)), _hexagonal(4.9977, 5.4601), (0.45, 1.15),
+    ),
+    "alpha-cristobalite": (
+        ((0.25, 0.25, 0), (0.25, 0, 0.125)), _tetragonal(7.16 / 2**0.5, 7.16), (0.7, 1.15),
+    ),
+}  # fmt: skip
+#: How far free coordinates are from the published ones in other conditions and by other force fields, Å.
+_ELSEWHERE = 0.03
+
+
+def variant(name: str, rng: np.random.Generator | None = None) -> Atoms:
+    """`orthogonal`, with what symmetry leaves free drawn at random; as published without ``rng``.
+
+    Coordinates that symmetry fixes stay.  Phases that grow out of a parent of higher symmetry are anywhere
+    on the way that they go with temperature.
+    """
+    entry = POLYMORPHS[name]
+    if rng is None:
+        return orthogonal(name)
+    sites, cell = [np.array(xyz, dtype=float) for _, xyz in entry.sites], np.array(entry.cell, dtype=float)
+    if name in _PARENTS:
+        parents, parent_cell, (least, most) = _PARENTS[name]
+        way = rng.uniform(least, most)
+        sites = [np.array(p) + way * (s - p) for p, s in zip(parents, sites, strict=True)]
+        cell = np.array(parent_cell) + way * (cell - parent_cell)
+    if name != "beta-quartz":  # whose y is twice its x
+        sites = [_moved(site, cell, rng) for site in sites]
+    symbols = [symbol for symbol, _ in entry.sites]
+    drawn = tuple((s, (float(x), float(y), float(z))) for s, (x, y, z) in zip(symbols, sites, strict=True))
+    a, b, c, alpha, beta, gamma = cell.tolist()
+    return _orthogonal(_built(Polymorph(drawn, entry.spacegroup, (a, b, c, alpha, beta, gamma), "")))
+
+
+def _moved(
+    site: npt.NDArray[np.float64], cell: npt.NDArray[np.float64], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Coordinates that are no multiples of 1/24 are free here; equal ones stay equal."""
+    out = site.copy()
+    moved: dict[float, float] = {}
+    for axis, x in enumerate(site.tolist()):
+        if abs(24 * x - round(24 * x)) > 1e-3:
+            out[axis] += moved.setdefault(round(x, 6), rng.normal(0, _ELSEWHERE) / cell[axis])
+    return out

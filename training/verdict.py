@@ -8,7 +8,9 @@ and lattices displaced until nobody can tell the sites.  Each is noised and deno
 layers then know of an atom is the head's input.  The truth is read before the noise: the sites are labelled
 by common neighbour analysis and its relatives, which make no error there, and an atom on a site of its
 lattice is of that lattice, whichever species it is; all others, at surfaces and in the cores of defects, are
-disordered.  A fifth of the structures is held out: it stops the training and sets the temperature.
+disordered.  Of silica and ice, which those classifiers do not know, it is known from the making
+(`training.polymorph_structures`).  A fifth of the structures is held out: it stops the training and sets the
+temperature.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from ase import Atoms
 from rich.console import Console
 from rich.progress import track
 
-from training import lattices
+from training import lattices, polymorph_structures
 from training.first_card import write_first_card
 from training.metrics import carry, record
+from training.polymorphs import POLYMORPHS
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
@@ -43,6 +46,10 @@ IntArray = npt.NDArray[np.int64]
 
 #: How often a structure has no order at all; liquids are many kinds of things, crystals few.
 DISORDER = 0.3
+#: As `training.polymorph_structures.MIX`, with as much disorder as elsewhere.
+_POLYMORPH_MIX = {**polymorph_structures.MIX, "bulk": 0.40, "melt": 0.22, "half": 0.18}
+#: Sections of the metrics that tell of training, or of where atoms are after denoising.
+OF_THE_NETWORK = frozenset({"training", "dc3", "defects", "surfaces"})
 _EPOCHS, _BATCH, _RATE = 60, 4096, 3e-3
 
 
@@ -61,6 +68,8 @@ def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
 
 def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.Sample]:
     """A structure and the lattice it is of."""
+    if among[0] in POLYMORPHS:
+        return polymorph_structures.draw(rng, among, _POLYMORPH_MIX)
     lattice = among[int(rng.integers(len(among)))]
     if rng.random() < DISORDER:
         if rng.random() < 0.6:
@@ -75,6 +84,10 @@ def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.
 def truth(lattice: str, sample: lattices.Sample, classes: Sequence[str]) -> IntArray:
     """(n_atoms,) index into ``classes``; the number of classes where an atom is disordered."""
     out = np.full(len(sample.positions), len(classes), dtype=np.int64)
+    if sample.names is not None:
+        for index, name in enumerate(classes):
+            out[sample.names == name] = index
+        return out
     if not sample.ordered:
         return out
     # CNA needs no unit of length, but OVITO's search does not care for cells below one Å.
@@ -199,7 +212,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     torch.set_num_threads(1)
     old = Denoiser.from_pretrained(args.checkpoint)
     classes = old.config.lattices
-    unknown = sorted(set(classes) - set(lattices.LATTICES) - set(lattices.COMPOUNDS))
+    unknown = sorted(set(classes) - set(lattices.LATTICES) - set(lattices.COMPOUNDS) - set(POLYMORPHS))
     if unknown or not classes:
         raise CheckpointError(f"{old.name}: cannot draw {', '.join(unknown) or 'lattices, it names none'}")
 
@@ -227,11 +240,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     error = calibration_error(verdict.confidence, right)
     new = replace(old.config, version=args.version or old.config.version, verdict=head.config)
     weights = Denoiser(old.config, old.network, head=head).weights()
-    # What was measured on the denoiser without its head is measured anew, only its training stays as it was.
     save(args.out, new.to_dict(), weights)
-    trained = old.metrics.get("sections", {}).get("training")
-    if trained:
-        carry(args.out, "training", trained)
+    # What a head cannot change stays as it was measured; all else, speed for one, is measured anew.
+    sections = old.metrics.get("sections", {}) if old.head is None else {}
+    trained = "training" in sections
+    for section in OF_THE_NETWORK & set(sections):
+        carry(args.out, section, sections[section])
     record(
         args.out,
         "verdict",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         [dict[str, Any], dict[str, torch.Tensor]], tuple[dict[str, Any], dict[str, torch.Tensor]]
     ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KINDS = ("denoiser", "score-dynamics")
 
 CONFIG = "config.json"
@@ -72,7 +72,20 @@ def _denoisers_may_judge(
     return config, weights
 
 
-_UPGRADES: dict[int, Upgrade] = {1: _denoisers_may_stall, 2: _denoisers_may_judge}
+def _denoisers_may_act_on_one_element(
+    config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """3 to 4: denoisers may be for the atoms of one element; those made before are for all atoms."""
+    if config.get("kind") == "denoiser":
+        config = {"acts_on": "", **config}
+    return config, weights
+
+
+_UPGRADES: dict[int, Upgrade] = {
+    1: _denoisers_may_stall,
+    2: _denoisers_may_judge,
+    3: _denoisers_may_act_on_one_element,
+}
 """From format n to n + 1.  The tensors are an empty dict when only the config is being read.
 
 A format gets a new number whenever a reader of the old one would misread the new one, or the other

@@ -30,6 +30,7 @@ import numpy.typing as npt
 import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
+from ase.data import atomic_numbers
 from torch import nn
 
 from zoo import checkpoint, hub
@@ -37,10 +38,11 @@ from zoo.backbones.mace_network import MaceConfig, MaceNetwork
 from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.errors import CheckpointError, StructureError
 from zoo.graph import neighbor_graph
+from zoo.riders import Riders, riders
 from zoo.scale import length_scale
 from zoo.structures import check_structure
 from zoo.verdict import Verdict, VerdictConfig, VerdictHead, head_features
-from zoo.verdict_names import is_verdict
+from zoo.verdict_names import OTHER, is_verdict
 
 Array = npt.NDArray[np.float64]
 Callback = Callable[[int, Array, float], None]
@@ -75,6 +77,8 @@ class DenoiserConfig:
         that of the previous step; that is not called converged.
     largest_noise : largest noise seen in training, in nearest-neighbour distances per component.
     verdict : of a head that says what each atom is, see `zoo.verdict.VerdictConfig`; None for no head.
+    acts_on : symbol of the element whose atoms are denoised, as oxygen in ice; others ride along, see
+        `zoo.riders`.  "" for all atoms.
     """
 
     name: str
@@ -91,6 +95,7 @@ class DenoiserConfig:
     stall: float = 0.9
     largest_noise: float = 0.17
     verdict: VerdictConfig | None = None
+    acts_on: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as in ``config.json``."""
@@ -120,6 +125,9 @@ class DenoiserConfig:
                 f"config.json of a denoiser: {_listed('unknown', unknown)}{_listed('missing', missing)}"
                 "upgrade score-zoo or fetch the checkpoint again"
             )
+        acts_on = data["acts_on"]
+        if not isinstance(acts_on, str) or (acts_on and acts_on not in atomic_numbers):
+            raise CheckpointError("config.json: acts_on must be the symbol of an element, or empty")
         if not isinstance(data["backbone"], str) or not isinstance(data["architecture"], Mapping):
             raise CheckpointError("config.json: backbone must be a name and architecture an object")
         lattices = data.get("lattices", [])
@@ -263,7 +271,8 @@ class Denoiser:
         Returns
         -------
         A new object with every array, the cell, pbc, constraints and info of the input.  Results of
-        a calculator belong to the old positions and are left out.  ``info`` gains
+        a calculator belong to the old positions and are left out.  Where the checkpoint acts on one element
+        (``acts_on``), what is bonded to such an atom moves with it and the rest stays.  ``info`` gains
         ``denoise_mean_displacement`` (Å, over the atoms that are not held, one per step taken),
         ``denoise_steps``, ``denoise_converged``, ``denoise_stalled`` (it ended because displacements no
         longer shrank, as happens in liquids and in lattices the checkpoint was not trained on) and
@@ -279,12 +288,16 @@ class Denoiser:
         if not isinstance(steps, int | np.integer) or steps < 1:
             raise StructureError(f"steps is {steps!r}: give a whole number, at least 1")
         check_structure(atoms)
+        part = self._part(atoms)
+        acting = atoms if part is None else atoms[part.acting]
+        if len(acting) < len(atoms):
+            check_structure(acting, f"the {self.config.acts_on} of the structure")
         result = atoms.copy()
         moved: list[float] = []
-        positions = atoms.get_positions()
+        start = positions = atoms.get_positions()
         converged = stalled = False
-        for step in self._steps(atoms, steps):
-            positions = step.positions
+        for step in self._steps(acting, steps):
+            positions = step.positions if part is None else part.carried(start, step.positions)
             moved.append(step.mean)
             converged, stalled = step.converged, step.stalled
             if callback is not None:
@@ -304,6 +317,10 @@ class Denoiser:
         )
         return result
 
+    def _part(self, atoms: Atoms) -> Riders | None:
+        """Who is denoised and who rides along; None where all atoms are denoised."""
+        return riders(atoms, self.config.acts_on) if self.config.acts_on else None
+
     def _species(self, atoms: Atoms) -> npt.NDArray[np.int64]:
         """(n_atoms,) what tells species apart: elements, or LAMMPS types where no element is known.
 
@@ -312,6 +329,8 @@ class Denoiser:
         StructureError : all atoms are of one species, and the network is one for compounds.
         """
         kinds: list[npt.NDArray[np.int64]] = [np.asarray(atoms.numbers, dtype=np.int64)]
+        if self.config.acts_on:  # all that is left is of one element
+            return np.zeros(len(atoms), dtype=np.int64)
         if not getattr(self.network, "sees_species", False):
             return kinds[0]
         types = atoms.arrays.get("type")
@@ -407,6 +426,9 @@ class Denoiser:
     def verdict(self, atoms: Atoms) -> Verdict:
         """What each atom of a *denoised* structure is: a crystal or disordered, with a confidence.
 
+        For a checkpoint that acts on one element, atoms bonded to such an atom share its verdict, and a last
+        class "other" has the atoms that it is not for.
+
         Raises
         ------
         CheckpointError : this checkpoint has no head.
@@ -415,11 +437,20 @@ class Denoiser:
         if self.head is None:
             raise CheckpointError(f"{self.name} {self.config.version} gives no verdict, it only denoises")
         check_structure(atoms)
-        positions, cell = atoms.positions, atoms.cell[:]
-        scale = length_scale(positions, cell, atoms.pbc)
-        graph = neighbor_graph(positions, cell, atoms.pbc, self.cutoff, scale, self._species(atoms))
+        part = self._part(atoms)
+        acting = atoms if part is None else atoms[part.acting]
+        if len(acting) < len(atoms):
+            check_structure(acting, f"the {self.config.acts_on} of the structure")
+        positions, cell = acting.positions, acting.cell[:]
+        scale = length_scale(positions, cell, acting.pbc)
+        graph = neighbor_graph(positions, cell, acting.pbc, self.cutoff, scale, self._species(acting))
         with torch.inference_mode():
-            return self.head.verdict(head_features(self.network, graph))
+            verdict = self.head.verdict(head_features(self.network, graph))
+        if part is None or len(acting) == len(atoms):
+            return verdict
+        probabilities = np.pad(verdict.probabilities, ((0, 1), (0, 1)))
+        probabilities[-1, -1] = 1.0  # the row of those that go with nobody, -1
+        return Verdict((*verdict.classes, OTHER), probabilities[part.host])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from ase import Atoms
 from ase.constraints import FixAtoms
+from ase.data import atomic_numbers
 
 from zoo.errors import MissingExtraError, StructureError
 
@@ -121,13 +122,14 @@ class DenoiseModifier(HasPrivateTraits, ModifierInterface):
 
 def _tell_verdict(particles: Any, clean: Atoms, denoiser: Denoiser) -> None:
     """Structure types with the names and colours of the verdict, and its confidence."""
-    from zoo.verdict_names import COLORS
+    from zoo.verdict_names import COLORS, OTHER
 
     assert denoiser.head is not None
     for name in ("Structure Type", CONFIDENCE):
         if name in particles:
             del particles[name]
-    classes = denoiser.head.classes[::-1]  # 0 is what is no crystal, as elsewhere in OVITO
+    # 0 is what is no crystal, as elsewhere in OVITO.
+    classes = (*denoiser.head.classes[::-1], *([OTHER] if denoiser.config.acts_on else []))
     code = {name: index for index, name in enumerate(classes)}
     labels = np.array([code[name] for name in clean.arrays["structure_type"]], dtype=np.int32)
     types = particles.create_property("Structure Type", data=labels)
@@ -141,7 +143,8 @@ def _tell_verdict(particles: Any, clean: Atoms, denoiser: Denoiser) -> None:
 def to_ase(data: DataCollection, *, only_selected: bool = False) -> Atoms:
     """The particles of an OVITO ``DataCollection`` as atoms, for the denoiser.
 
-    Atomic numbers tell particle types apart and mean nothing else, since types may be named anything.
+    Atomic numbers are those of elements where all particle types are named after some; else they tell types
+    apart and mean nothing.
     Positions are copied as they are, in Å; the cell is the same lattice, if need be with other vectors,
     and zero where it is not periodic.  With ``only_selected``, ``FixAtoms`` holds what is not selected.
 
@@ -157,7 +160,7 @@ def to_ase(data: DataCollection, *, only_selected: bool = False) -> Atoms:
     cell, pbc = _lattice(data.cell)
     atoms = Atoms(positions=np.asarray(particles.positions, dtype=np.float64), cell=cell, pbc=pbc)
     if particles.particle_types is not None:
-        atoms.numbers = 1 + np.unique(np.asarray(particles.particle_types), return_inverse=True)[1].ravel()
+        atoms.numbers = _numbers(particles.particle_types)
     if only_selected:
         if particles.selection is None:
             raise StructureError(
@@ -168,6 +171,17 @@ def to_ase(data: DataCollection, *, only_selected: bool = False) -> Atoms:
         if held.any():
             atoms.set_constraint(FixAtoms(mask=held))
     return atoms
+
+
+def _numbers(types: Any) -> npt.NDArray[np.int64]:
+    """(n_particles,) atomic numbers by the names of the particle types; 1, 2, ... if they are no symbols."""
+    ids, index = np.unique(np.asarray(types), return_inverse=True)
+    named = {kind.id: kind.name for kind in types.types}
+    symbols = [named.get(int(each), "") for each in ids]
+    known = all(symbol in atomic_numbers and symbol != "X" for symbol in symbols)
+    if known and len(set(symbols)) == len(symbols):
+        return np.array([atomic_numbers[symbol] for symbol in symbols], dtype=np.int64)[index.ravel()]
+    return np.asarray(1 + index.ravel(), dtype=np.int64)
 
 
 def _lattice(cell: SimulationCell | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

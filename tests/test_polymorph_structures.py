@@ -1,0 +1,124 @@
+"""Training structures of silica and ice: unit density, nothing too close, and the right atoms named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import vesin
+from ase import Atoms
+
+from training import polymorph_structures as structures
+from training.lattices import Sample
+from training.polymorphs import ICE, POLYMORPHS, SILICA, orthogonal, variant
+from training.verdict import truth
+from zoo.analysis.crystals import STRUCTURES, structure_types
+
+MAKERS: dict[str, Callable[[str, np.random.Generator], Sample]] = {
+    "bulk": structures.bulk_sample,
+    "vacancies": structures.vacancy_sample,
+    "slab": structures.slab_sample,
+    "cluster": structures.cluster_sample,
+    "grains": lambda name, rng: structures.grains_sample((name, name), rng),
+    "half": structures.half_sample,
+    "melt": structures.melt_sample,
+}
+
+
+def distances(sample: Sample, cutoff: float = 1.3) -> np.ndarray:
+    search = vesin.NeighborList(cutoff=cutoff, full_list=False)
+    return np.asarray(search.compute(sample.positions, sample.cell, sample.pbc, "d")[0])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("name", ["alpha-quartz", "beta-cristobalite", "ice Ih", "ice II", "clathrate sI"])
+def test_samples_are_sound(kind: str, name: str) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        sample = MAKERS[kind](name, rng)
+        n = len(sample.positions)
+        assert sample.names is not None
+        assert sample.species.shape == sample.names.shape == (n,)
+        assert np.isfinite(sample.positions).all()
+        assert set(sample.names.tolist()) <= {name, ""}
+        assert 60 < n < 800
+        assert distances(sample).min() > 0.55 * sample.spacing
+        share = float((sample.names == name).mean())
+        expected = {"bulk": (1, 1), "melt": (0, 0)}.get(kind, (0.02, 0.99))
+        assert expected[0] <= share <= expected[1]
+        if sample.pbc.all():
+            assert abs(np.linalg.det(sample.cell)) / n == pytest.approx(1.0, abs=0.55)
+        assert set(np.unique(sample.species).tolist()) <= ({8, 14} if name in SILICA else {0})
+
+
+@pytest.mark.parametrize("name", POLYMORPHS)
+def test_variants_keep_the_symmetry_and_what_it_fixes(name: str) -> None:
+    published = orthogonal(name)
+    for seed in range(4):
+        other = variant(name, np.random.default_rng(seed))
+        assert len(other) == len(published)
+        np.testing.assert_allclose(other.cell.lengths(), published.cell.lengths(), rtol=0.05)
+        assert other.symbols.get_chemical_formula() == published.symbols.get_chemical_formula()
+        found = vesin.NeighborList(cutoff=3.2, full_list=False).compute(
+            other.positions, other.cell[:], True, "d"
+        )[0]
+        assert found.min() > (1.4 if name in SILICA else 2.5)
+    np.testing.assert_array_equal(variant(name).positions, published.positions)
+
+
+def test_no_atom_of_a_complete_crystal_is_missed_at_a_surface() -> None:
+    """The atoms named are those farther from the surface than their surroundings reach."""
+    sample = structures.slab_sample("ice Ic", np.random.default_rng(8))
+    assert sample.names is not None
+    height = sample.positions @ np.linalg.inv(sample.cell)
+    thickness = 1 / np.linalg.norm(np.linalg.inv(sample.cell)[:, 2])
+    depth = np.minimum(height[:, 2], 1 - height[:, 2]) * thickness
+    inside = sample.names == "ice Ic"
+    if sample.pbc[:2].all():
+        assert depth[inside].min() > 0.5
+    assert depth[~inside].min() < 0.3
+
+
+def test_melted_parts_leave_the_rest_where_it_was() -> None:
+    rng = np.random.default_rng(1)
+    state = rng.bit_generator.state
+    sample = structures.half_sample("alpha-quartz", rng)
+    rng.bit_generator.state = state
+    block = structures.crystal_block("alpha-quartz", rng, 330, (0.85, 0.85, 1.6))
+    rng.random(), rng.uniform()
+    whole, _ = structures._strained(block, rng)
+    assert sample.names is not None
+    named = sample.names == "alpha-quartz"
+    np.testing.assert_array_equal(sample.positions[named], whole[named])
+    assert (np.linalg.norm(sample.positions - whole, axis=1) > 1e-9).mean() > 0.2
+
+
+def test_stacked_ice_is_named_layer_by_layer() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        sample = structures.stacked_sample(rng)
+        atoms = Atoms(positions=3 * sample.positions, cell=3 * sample.cell, pbc=True)
+        kinds = structure_types(atoms)
+        assert sample.names is not None
+        assert ((kinds == STRUCTURES.index("hexagonal diamond")) == (sample.names == "ice Ih")).all()
+        assert ((kinds == STRUCTURES.index("cubic diamond")) == (sample.names == "ice Ic")).all()
+        assert "" not in sample.names
+
+
+def test_the_truth_of_a_head_is_what_the_maker_knows() -> None:
+    classes = tuple(ICE)
+    sample = structures.grains_sample(("ice VI", "ice II"), np.random.default_rng(2))
+    assert sample.names is not None
+    found = truth("ice VI", sample, classes)
+    for index, name in enumerate((*classes, "")):
+        assert ((found == index) == (sample.names == name)).all()
+
+
+@pytest.mark.parametrize("family", [SILICA, ICE], ids=["silica", "ice"])
+def test_draw_depends_on_the_generator_alone(family: dict[str, object]) -> None:
+    one, two = (structures.draw(np.random.default_rng(5), tuple(family)) for _ in range(2))
+    assert one[0] == two[0]
+    np.testing.assert_array_equal(one[1].positions, two[1].positions)
+    drawn = {structures.draw(np.random.default_rng(k), tuple(family))[0] for k in range(60)}
+    assert drawn == set(family)

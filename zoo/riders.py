@@ -1,0 +1,81 @@
+"""Denoisers for one element of a structure: the oxygens of ice, with their hydrogens riding along.
+
+Where a molecule is one site of a crystal, as water is in ice, the lattice is that of one of its atoms.  Only
+those are denoised and judged.  What is bonded to one of them moves with it, as a rigid body, and shares its
+verdict; the rest (guests in cages, ions, a surface) stays where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import vesin
+from ase import Atoms
+from ase.data import atomic_numbers
+
+from zoo.errors import StructureError
+from zoo.graph import complete_cell
+
+Array = npt.NDArray[np.float64]
+
+#: Atoms nearer than this (Å) to one that is denoised ride with it: O-H is about 1 Å, a hydrogen bond 1.8.
+BONDED = 1.3
+
+
+@dataclass(frozen=True)
+class Riders:
+    """Who is denoised, and who goes along.
+
+    Attributes
+    ----------
+    acting : (n_acting,) indices of the atoms that are denoised.
+    host : (n_atoms,) place in ``acting`` of the atom that each one goes with, itself if it is one of them;
+        -1 for atoms that stay.
+    """
+
+    acting: npt.NDArray[np.int64]
+    host: npt.NDArray[np.int64]
+
+    def carried(self, before: Array, moved: Array) -> Array:
+        """All positions (n_atoms, 3) Å once the acting atoms are at ``moved`` (n_acting, 3)."""
+        shift = moved - before[self.acting]
+        return before + np.where((self.host >= 0)[:, None], shift[self.host], 0.0)
+
+
+def riders(atoms: Atoms, symbol: str) -> Riders:
+    """Divide a structure for a denoiser that acts on one element.
+
+    A structure of one species throughout, such as one-site water, is taken to be of that element.
+
+    Raises
+    ------
+    StructureError : there are several species, and that element is none of them.
+    """
+    numbers = np.asarray(atoms.numbers)
+    chosen = numbers == atomic_numbers[symbol]
+    if not chosen.any():
+        types = atoms.arrays.get("type")
+        if len(np.unique(numbers)) > 1 or (types is not None and len(np.unique(types)) > 1):
+            formula = atoms.get_chemical_formula(empirical=True)
+            raise StructureError(
+                f"there is no {symbol} among the atoms ({formula}), and only {symbol} is denoised: name the "
+                "species of LAMMPS types (--species), or use another checkpoint"
+            )
+        chosen[:] = True
+    acting = np.flatnonzero(chosen)
+    host = np.full(len(atoms), -1, dtype=np.int64)
+    host[acting] = np.arange(len(acting))
+    if len(acting) == len(atoms):
+        return Riders(acting, host)
+    box = complete_cell(atoms.cell[:], np.asarray(atoms.pbc, dtype=bool))
+    i, j, d = vesin.NeighborList(cutoff=BONDED, full_list=True).compute(
+        points=atoms.positions, box=box, periodic=list(map(bool, atoms.pbc)), quantities="ijd"
+    )
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    bonds = ~chosen[i] & chosen[j]
+    i, j, d = i[bonds], j[bonds], d[bonds]
+    order = np.argsort(-d, kind="stable")  # the nearest one is written last
+    host[i[order]] = host[j[order]]
+    return Riders(acting, host)
