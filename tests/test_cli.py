@@ -29,6 +29,8 @@ from zoo.structures import FrameWriter, read_frames
 
 DATA = Path(__file__).parent / "data" / "io"
 SHIFT = np.array([0.25, 0.0, -0.5])
+#: With it nothing is chosen, and nothing told of that.
+NAMED = ("-c", "denoiser-elements")
 
 
 class ShiftDenoiser:
@@ -115,8 +117,10 @@ def test_every_frame_comes_out_denoised(
     assert fake.loaded == ["denoiser-elements"]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("3 frames, 96 atoms, 2 steps:")
-    assert captured.err.rstrip().endswith("written to out.extxyz")
+    chosen, summary = captured.err.splitlines()
+    assert chosen == "chose denoiser-elements: one species (Cu)"
+    assert summary.startswith("3 frames, 96 atoms, 2 steps:")
+    assert summary.endswith("written to out.extxyz")
 
 
 def test_default_output_name() -> None:
@@ -263,7 +267,7 @@ def test_interrupt_keeps_finished_frames(
     fake: type[ShiftDenoiser], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     fake.before_frame = raise_at(2, KeyboardInterrupt())
-    assert run("denoise", trajectory(Path("in.dump"), 5), "-o", name) == 130
+    assert run("denoise", trajectory(Path("in.dump"), 5), "-o", name, *NAMED) == 130
     assert capsys.readouterr().err == f"interrupted: 2 finished frames are kept in {name}\n"
     assert [atoms.info["timestep"] for atoms in read_frames(name)] == [0, 10]
     assert sorted(p.name for p in Path().iterdir()) == sorted(["in.dump", name])
@@ -273,7 +277,7 @@ def test_interrupt_in_the_first_frame_leaves_nothing(
     fake: type[ShiftDenoiser], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.before_frame = raise_at(0, KeyboardInterrupt())
-    assert run("denoise", trajectory(Path("in.dump")), "-o", "out.extxyz") == 130
+    assert run("denoise", trajectory(Path("in.dump")), "-o", "out.extxyz", *NAMED) == 130
     assert capsys.readouterr().err == "interrupted: no frame was finished, nothing was written\n"
     assert [p.name for p in Path().iterdir()] == ["in.dump"]
 
@@ -295,7 +299,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
         "module = types.ModuleType('zoo.denoiser'); module.Denoiser = Denoiser\n"
         "sys.modules['zoo.denoiser'] = module\n"
         "from zoo.cli import main\n"
-        "sys.exit(main(['denoise', 'in.dump', '-o', 'out.extxyz.gz']))\n"
+        "sys.exit(main(['denoise', 'in.dump', '-c', 'mine', '-o', 'out.extxyz.gz']))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -320,7 +324,7 @@ def test_truncated_input_keeps_the_frames_before_it(
 ) -> None:
     source = trajectory(Path("in.dump"))
     source.write_bytes(source.read_bytes()[:-100])
-    assert run("denoise", source, "-o", "out.extxyz") == 1
+    assert run("denoise", source, "-o", "out.extxyz", *NAMED) == 1
     message = one_error(capsys)
     assert "in.dump, frame 3 is cut off: expected 32 atoms" in message
     assert message.endswith("2 finished frames are kept in out.extxyz")
@@ -331,7 +335,7 @@ def test_full_disk(fake: type[ShiftDenoiser], capsys: pytest.CaptureFixture[str]
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     source = trajectory(Path("in.dump"))
-    assert run("denoise", source, "-o", "/dev/full", "--format-out", "extxyz") == 1
+    assert run("denoise", source, "-o", "/dev/full", "--format-out", "extxyz", *NAMED) == 1
     assert "cannot write /dev/full: No space left on device" in one_error(capsys)
 
 
@@ -339,7 +343,7 @@ def test_what_the_model_refuses_names_file_and_frame(
     fake: type[ShiftDenoiser], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.before_frame = raise_at(0, StructureError("too exotic"))
-    assert run("denoise", trajectory(Path("in.dump")), "-o", "out.extxyz", "--start", 1) == 1
+    assert run("denoise", trajectory(Path("in.dump")), "-o", "out.extxyz", "--start", 1, *NAMED) == 1
     assert one_error(capsys) == "error: in.dump, frame 2: too exotic"
 
 
@@ -420,7 +424,7 @@ def test_bad_files(
         (["in.dump", "-o", "in.dump"], "is the input file"),
         (["in.dump", "-o", "nowhere/out.extxyz"], "does not exist"),
         (["in.dump", "-o", "out.foo"], "cannot tell the output format"),
-        (["in.dump", "-o", "out.vasp"], "holds one frame only"),
+        (["in.dump", "-o", "out.vasp", *NAMED], "holds one frame only"),
         (["in.dump", "--start", "7"], "no frame selected: in.dump ends before frame 7"),
         (["in.dump", "--start", "2", "--stop", "2"], "no frame selected: --stop 2"),
         (["in.dump", "--species", "Foo"], "'Foo' is not an element"),

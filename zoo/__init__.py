@@ -21,6 +21,7 @@ from zoo.errors import (
 )
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time `__getattr__` does the import
+    from zoo.choice import choose_denoiser
     from zoo.denoiser import Denoiser
     from zoo.registry import records as list_checkpoints
     from zoo.rollout import Rollout, RolloutReport
@@ -42,6 +43,7 @@ __all__ = [
     "UnknownCheckpointError",
     "ZooError",
     "__version__",
+    "choose_denoiser",
     "list_checkpoints",
 ]
 
@@ -52,6 +54,7 @@ _LAZY = {
     "RolloutError": ("zoo.rollout.errors", "RolloutError"),
     "RolloutReport": ("zoo.rollout", "RolloutReport"),
     "ScoreDynamics": ("zoo.score_dynamics", "ScoreDynamics"),
+    "choose_denoiser": ("zoo.choice", "choose_denoiser"),
     "list_checkpoints": ("zoo.registry", "records"),
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.denoise_command import INTERRUPTED, Meter, percent, selected_frames
+from zoo.denoise_command import INTERRUPTED, Meter, Start, begin, percent, selected_frames
 from zoo.errors import StructureError, ZooError
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ FORMAT = 1
 class Job:
     """Everything the user asked for; frames count from 0, ``stop`` is exclusive.
 
-    ``checkpoint`` None: the frames are without noise already.  ``output`` None: only the table.
+    ``checkpoint`` None: the one that suits the first frame.  ``denoise`` False: the frames are without noise
+    already.  ``output`` None: only the table.
     """
 
     source: Path
     output: Path | None
     checkpoint: str | None
+    denoise: bool = True
     steps: int = 10
     species: list[str] | None = None
     format_in: str | None = None
@@ -62,7 +64,8 @@ def run(job: Job, console: Console) -> int:
     first = next(frames, None)
     if first is None:
         raise StructureError(f"no frame selected: {job.source} ends before frame {job.start}")
-    denoiser = _denoiser(job)
+    start = begin(job.checkpoint, first, job, meter) if job.denoise else Start(None)
+    denoiser = start.denoiser
     found = _Found(job, None if denoiser is None else f"{denoiser.name}@{denoiser.config.version}")
     status, failure = 0, None
     try:
@@ -70,9 +73,10 @@ def run(job: Job, console: Console) -> int:
             current: tuple[int, Atoms] | None = first
             while current is not None:
                 index, atoms = current
-                meter.begin(len(atoms))
+                known = start if atoms is first[1] else Start(denoiser)
+                meter.begin(len(atoms), known.seconds)
                 try:
-                    found.add(index, *_analyzed(denoiser, atoms, job.steps, meter))
+                    found.add(index, *_analyzed(known, atoms, job.steps, meter))
                 except StructureError as error:
                     raise StructureError(f"{job.source}, frame {index + 1}: {error}") from None
                 meter.finish(1)
@@ -93,23 +97,13 @@ def run(job: Job, console: Console) -> int:
     return status
 
 
-def _denoiser(job: Job) -> Any:
-    if job.threads is not None:
-        import torch
-
-        torch.set_num_threads(job.threads)
-    if job.checkpoint is None:
-        return None
-    from zoo.denoiser import Denoiser
-
-    return Denoiser.from_pretrained(job.checkpoint)
-
-
-def _analyzed(denoiser: Any, atoms: Atoms, steps: int, meter: Meter) -> tuple[Atoms, IntArray, DefectReport]:
+def _analyzed(start: Start, atoms: Atoms, steps: int, meter: Meter) -> tuple[Atoms, IntArray, DefectReport]:
     from zoo.analysis.crystals import structure_types
     from zoo.analysis.defect_report import defect_report
 
-    clean = atoms if denoiser is None else denoiser.denoise(atoms, steps=steps, callback=meter.step)
+    clean = atoms if start.denoiser is None else start.clean
+    if clean is None:
+        clean = start.denoiser.denoise(atoms, steps=steps, callback=meter.step)
     labels = structure_types(clean)
     return clean, labels, defect_report(clean, labels)
 

@@ -2,8 +2,9 @@
 
 A checkpoint is a folder with four files.  `config.json` says everything needed to build the
 model; `model.safetensors` holds its weights; `README.md` is its card; `metrics.json` has what was
-measured on it.  The first two are needed to load, the others accompany them.  No file is ever
-unpickled.  Training, the wheel and the Hub all use this same folder.
+measured on it.  The first two are needed to load, the others accompany them; pictures that the card
+shows may be in a folder `figures`, which nothing here reads.  No file is ever unpickled.  Training,
+the wheel and the Hub all use this same folder.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from typer.core import TyperCommand
 from zoo import __version__
 from zoo.errors import MissingExtraError, ZooError
 
-DEFAULT_CHECKPOINT = "denoiser-elements"
-
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -75,8 +73,14 @@ def denoise(
         typer.Option("-o", "--output", metavar="OUT", help="Output file.  [default: <IN>-denoised.extxyz]"),
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option("-c", "--checkpoint", metavar="NAME", help="Name from 'zoo list', or a folder.")
-    ] = DEFAULT_CHECKPOINT,
+        str | None,
+        typer.Option(
+            "-c",
+            "--checkpoint",
+            metavar="NAME",
+            help="Name from 'zoo list', or a folder.  [default: the one that suits the first frame]",
+        ),
+    ] = None,
     steps: Annotated[
         int, typer.Option("-n", "--steps", min=1, help="Largest number of steps; fewer where it converges.")
     ] = 10,
@@ -86,6 +90,13 @@ def denoise(
             "--analyze", help="Table of structures before and after; structure_type per atom in OUT."
         ),
     ] = False,
+    colors: Annotated[
+        bool | None,
+        typer.Option(
+            "--colors/--no-colors",
+            help="Colours of the labels in OUT, as OVITO reads them.  [default: with --analyze]",
+        ),
+    ] = None,
     species: Annotated[
         str | None,
         typer.Option("--species", metavar="Al,Cu", help="Element of each LAMMPS type, in order."),
@@ -111,10 +122,15 @@ def denoise(
     Frames are read, denoised and written one at a time.  Cell, species, arrays and constraints are
     kept.  After Ctrl-C the finished frames are kept in OUT.
 
+    Without -c the checkpoint is chosen among those on this machine, by the composition of the first
+    frame and by what they make of it; one line says which and why.  Those that give a verdict put
+    structure_type and confidence of each atom into OUT, if that is extxyz or a dump.
+
     \b
     Examples:
       zoo denoise snapshot.extxyz
       zoo denoise run.dump.gz --species Al,Cu -o clean.dump.gz
+      zoo denoise NaCl.dump -c denoiser-binaries --colors -o clean.extxyz
       zoo denoise XDATCAR --start 100 --every 10 --analyze -o clean.extxyz
     """
     from zoo.denoise_command import Job, run
@@ -126,6 +142,7 @@ def denoise(
         checkpoint=checkpoint,
         steps=steps,
         analyze=analyze,
+        colors=colors,
         species=None if species is None else species.split(","),
         format_in=format_in,
         format_out=format_out,
@@ -225,9 +242,14 @@ def analyze(
         typer.Option("-o", "--output", metavar="OUT.json", help="The report; OUT.png is its picture."),
     ] = None,
     checkpoint: Annotated[
-        str,
-        typer.Option("-c", "--checkpoint", metavar="NAME", help="Name from 'zoo list', or a folder."),
-    ] = "denoiser-elements",
+        str | None,
+        typer.Option(
+            "-c",
+            "--checkpoint",
+            metavar="NAME",
+            help="Name from 'zoo list', or a folder.  [default: the one that suits the first frame]",
+        ),
+    ] = None,
     no_denoise: Annotated[
         bool, typer.Option("--no-denoise", help="IN is without noise: denoised, quenched, built.")
     ] = False,
@@ -252,11 +274,13 @@ def analyze(
 
     Structures, vacancies and interstitials (no reference lattice needed), stacking faults and twins, grains,
     dislocation lines with their Burgers vectors, and what is disordered: one table; with -o also JSON and
-    a picture, along time if there are several frames.
+    a picture, along time if there are several frames.  Without -c the checkpoint is chosen as 'zoo denoise'
+    does.
 
     \b
     Examples:
       zoo analyze snapshot.extxyz
+      zoo analyze CuNi.dump -c denoiser-binaries
       zoo analyze run.dump.gz --every 10 -o defects.json
       zoo analyze quenched.cif --no-denoise
     """
@@ -265,7 +289,8 @@ def analyze(
     job = Job(
         source=input_file,
         output=output,
-        checkpoint=None if no_denoise else checkpoint,
+        checkpoint=checkpoint,
+        denoise=not no_denoise,
         steps=steps,
         species=None if species is None else species.split(","),
         format_in=format_in,

@@ -40,18 +40,24 @@ class Selection(Protocol):
     @property
     def steps(self) -> int: ...
     @property
+    def threads(self) -> int | None: ...
+    @property
     def quiet(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the user asked for; frames count from 0, ``stop`` is exclusive."""
+    """Everything the user asked for; frames count from 0, ``stop`` is exclusive.
+
+    ``checkpoint`` None: the one that suits the first frame.  ``colors`` None: with ``analyze``.
+    """
 
     source: Path
     target: Path
-    checkpoint: str
+    checkpoint: str | None
     steps: int = 10
     analyze: bool = False
+    colors: bool | None = None
     species: list[str] | None = None
     format_in: str | None = None
     format_out: str | None = None
@@ -71,7 +77,7 @@ def run(job: Job) -> int:
     ZooError
         One line; it says how many finished frames were kept, if any.
     """
-    # Cheapest checks first: the names, the first frame, and only then the network.
+    # Cheapest checks first: the names, the first frame, the file to write, and only then the network.
     from zoo.structures import FrameWriter
 
     if job.stop is not None and job.stop <= job.start:
@@ -89,10 +95,13 @@ def run(job: Job) -> int:
         first = next(frames, None)
         if first is None:
             raise StructureError(f"no frame selected: {job.source} ends before frame {job.start}")
-        denoiser = _denoiser(job)
-        tally = _Tally(getattr(denoiser, "head", None) is not None) if job.analyze else None
-        with writer, meter:
-            _denoise_all(denoiser, first, frames, job, writer, meter, tally)
+        with writer:
+            start = begin(job.checkpoint, first, job, meter)
+            judged = getattr(start.denoiser, "head", None) is not None
+            tally = _Tally(judged) if job.analyze else None
+            painted = _painted(job, writer, judged)
+            with meter:
+                _denoise_all(start, first, frames, job, writer, meter, tally, painted)
     except KeyboardInterrupt:
         print(f"interrupted: {_kept(writer, job)}", file=sys.stderr)
         return INTERRUPTED
@@ -106,14 +115,63 @@ def run(job: Job) -> int:
     return 0
 
 
-def _denoiser(job: Job) -> Any:
+@dataclass(frozen=True)
+class Start:
+    """The denoiser, what it made of the first frame if that is known already, and how long it took (s)."""
+
+    denoiser: Any
+    clean: Atoms | None = None
+    seconds: float = 0.0
+
+
+def begin(checkpoint: str | None, first: tuple[int, Atoms], job: Selection, meter: Meter) -> Start:
+    """Load the checkpoint, or choose one by the first frame and say on stderr which and why.
+
+    Raises
+    ------
+    StructureError : no denoiser can treat the first frame.
+    CheckpointError : the checkpoint cannot be had, or none for this composition is on this machine.
+    """
     if job.threads is not None:
         import torch
 
         torch.set_num_threads(job.threads)
-    from zoo.denoiser import Denoiser
+    if checkpoint is not None:
+        from zoo.denoiser import Denoiser
 
-    return Denoiser.from_pretrained(job.checkpoint)
+        return Start(Denoiser.from_pretrained(checkpoint))
+    from zoo.choice import choose
+
+    index, atoms = first
+    try:
+        with meter:
+            meter.begin(len(atoms))
+            choice = choose(atoms, job.steps, meter.step)
+    except StructureError as exc:
+        raise StructureError(f"{job.source}, frame {index + 1}: {exc}") from None
+    if not job.quiet:
+        # one line, whatever a reason was quoted from
+        print(f"chose {choice.name}: {' '.join(choice.reason.split())}", file=sys.stderr)
+    return Start(choice.denoiser, choice.clean, choice.seconds)
+
+
+def _painted(job: Job, writer: Any, judged: bool) -> bool:
+    """Whether atoms get the colours of their labels; says what the file or the checkpoint does not give."""
+    wanted = job.analyze if job.colors is None else job.colors
+    labels = ["structure_type", "confidence"] if judged else []
+    if job.analyze:
+        labels.append("site_type" if judged else "structure_type")
+    note = ""
+    if labels and not writer.keeps_arrays:
+        from zoo.structures.writer import ARRAY_FORMATS
+
+        lost = [*labels, *(["color"] if job.colors else [])]
+        note = f"{writer.format} has no place for {', '.join(lost)}: {' and '.join(ARRAY_FORMATS)} keep them"
+    elif job.colors and not labels:
+        note = "no colours: this checkpoint gives no verdict; --analyze gives labels"
+    if note and not job.quiet:
+        print(note, file=sys.stderr)
+    return wanted and bool(labels) and writer.keeps_arrays
 
 
 def _kept(writer: Any, job: Job) -> str:
@@ -134,24 +192,33 @@ def selected_frames(job: Selection, meter: Meter) -> Iterator[tuple[int, Atoms]]
 
 
 def _denoise_all(
-    denoiser: Any,
+    start: Start,
     first: tuple[int, Atoms],
     rest: Iterator[tuple[int, Atoms]],
     job: Job,
     writer: Any,
     meter: Meter,
     tally: _Tally | None,
+    painted: bool,
 ) -> None:
+    from zoo.structures.colors import paint
+
     current: tuple[int, Atoms] | None = first
+    known, spent = start.clean, start.seconds
+    judged = getattr(start.denoiser, "head", None) is not None
     while current is not None:
         index, atoms = current
-        meter.begin(len(atoms))
+        meter.begin(len(atoms), spent)
         try:
-            denoised = denoiser.denoise(atoms, steps=job.steps, callback=meter.step)
+            denoised = known
+            if denoised is None:
+                denoised = start.denoiser.denoise(atoms, steps=job.steps, callback=meter.step)
         except StructureError as exc:
             raise StructureError(f"{job.source}, frame {index + 1}: {exc}") from None
+        known, spent = None, 0.0
         if tally is not None:
             tally.add(atoms, denoised)
+        paint(atoms, denoised, judged=judged, wanted=painted)
         writer.write(denoised)
         meter.finish(int(denoised.info.get("denoise_steps", job.steps)))
         current = next(rest, None)
@@ -270,10 +337,10 @@ class Meter:
         if self._progress is not None:
             self._progress.stop()
 
-    def begin(self, n_atoms: int) -> None:
-        """A frame starts."""
+    def begin(self, n_atoms: int, spent: float = 0.0) -> None:
+        """A frame starts, or goes on after so many seconds."""
         self._now = n_atoms
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - spent
         self._draw(0, force=True)
 
     def step(self, step: int, positions: Any, displacement: float) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from zoo.verdict_names import DISORDERED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -76,6 +78,9 @@ def _facts(folder: Path, record: Any, config: Mapping[str, Any]) -> Table:
         skipped = {*skipped, "family"}
         facts["trained on"] = ", ".join(map(str, family.get("molecules", ())))
         facts["knows"] = ", ".join(map(str, family.get("environments", ())))
+    if config.get("kind") == "denoiser":
+        skipped = {*skipped, "verdict"}
+        facts["verdict"] = _verdict(config.get("verdict"))
     given = {key: value for key, value in config.items() if key not in skipped and value not in ([], {}, "")}
     facts |= {key.replace("_", " "): _text(value) for key, value in given.items()}
     facts["folder"] = folder
@@ -83,6 +88,14 @@ def _facts(folder: Path, record: Any, config: Mapping[str, Any]) -> Table:
         if value is not None:
             table.add_row(key, escape(str(value)))
     return table
+
+
+def _verdict(head: object) -> str:
+    """What a denoiser's head may call an atom."""
+    classes = head.get("classes") if isinstance(head, Mapping) else None
+    if not isinstance(classes, list) or not classes:
+        return "none: it only denoises"
+    return f"per atom, with a confidence: {', '.join(map(str, classes))} or {DISORDERED}"
 
 
 def _sections(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

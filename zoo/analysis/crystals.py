@@ -116,7 +116,7 @@ def store_labels(atoms: Atoms, labels: IntArray) -> None:
     They are ``structure_type``, or ``site_type`` where a denoiser's verdict has its names under that.
     """
     there = atoms.arrays.get("structure_type")
-    key = "site_type" if there is not None and there.dtype.kind == "U" else "structure_type"
+    key = "site_type" if there is not None and there.dtype.kind in "UO" else "structure_type"
     atoms.arrays.pop(key, None)  # of an earlier run, perhaps of another type
     atoms.set_array(key, labels.astype(int))
     atoms.info[f"{key}_legend"] = ", ".join(f"{i} {name}" for i, name in enumerate(STRUCTURES))

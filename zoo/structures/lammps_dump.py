@@ -30,7 +30,11 @@ _COORDINATES = (
     (("xsu", "ysu", "zsu"), True),
 )
 _IMAGES = ("ix", "iy", "iz")
-VECTORS = {"velocities": ("vx", "vy", "vz"), "forces": ("fx", "fy", "fz")}
+VECTORS = {
+    "velocities": ("vx", "vy", "vz"),
+    "forces": ("fx", "fy", "fz"),
+    "color": ("Color.R", "Color.G", "Color.B"),  # as OVITO calls them
+}
 _INTEGERS = {"id", "type", "mol", "ix", "iy", "iz", "proc", "procp1", "structure_type", "tags"}
 _NO_LENGTH_IN_ANGSTROM = {"si", "cgs", "electron", "micro", "nano"}
 

@@ -72,8 +72,8 @@ class DumpEncoder:
         if "forces" in results and "forces" not in arrays:
             arrays["forces"] = np.asarray(results["forces"], dtype=float)
         for array, labels in vectors.items():
-            values = np.asarray(arrays.pop(array)) if array in arrays else None
-            if values is not None and values.shape == (len(atoms), 3):
+            if array in arrays and np.shape(arrays[array]) == (len(atoms), 3):
+                values = np.asarray(arrays.pop(array))
                 for axis, label in enumerate(labels):
                     add(label, values[:, axis])
         renamed = {"initial_charges": "q", "masses": "mass"}

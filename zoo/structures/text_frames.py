@@ -22,6 +22,7 @@ from ase.io.extxyz import read_xyz, write_xyz
 from zoo.errors import StructureError
 from zoo.structures.lammps_dump import one_line_text
 from zoo.structures.sources import one_line
+from zoo.verdict_names import CODES
 
 _MOST_ATOMS = 10**10
 
@@ -59,6 +60,7 @@ def _parse_extxyz(text: str, where: str) -> Atoms:
     except Exception as exc:
         raise StructureError(f"{where} is not readable as extended XYZ ({one_line(exc)})") from None
     _merge_constraints(atoms)
+    _name_classes(atoms)
     origin = atoms.info.pop("Origin", None)
     if origin is not None and np.size(origin) == 3:
         atoms.info["origin"] = np.asarray(origin, dtype=float).reshape(3)
@@ -74,6 +76,16 @@ def _merge_constraints(atoms: Atoms) -> None:
         if constraint.mask.any():
             by_mask.setdefault(tuple(constraint.mask.tolist()), []).extend(constraint.index.tolist())
     atoms.set_constraint([FixCartesian(indices, mask=mask) for mask, indices in by_mask.items()])
+
+
+def _name_classes(atoms: Atoms) -> None:
+    # a value of a column has no spaces, so "simple cubic" was written as simple_cubic
+    there = atoms.arrays.get("structure_type")
+    if there is None or there.dtype.kind not in "UO":
+        return
+    written = {"_".join(name.split()): name for name in CODES}
+    if set(there.tolist()) <= set(written):
+        atoms.arrays["structure_type"] = np.array([written[name] for name in there.tolist()])
 
 
 def encode_extxyz(atoms: Atoms) -> str:

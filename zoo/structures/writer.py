@@ -26,6 +26,9 @@ from zoo.structures.text_frames import encode_extxyz, encode_xdatcar
 MANY_FRAME_FORMATS = (formats.EXTXYZ, formats.DUMP, formats.XDATCAR)
 """Formats that take more than one frame."""
 
+ARRAY_FORMATS = (formats.EXTXYZ, formats.DUMP)
+"""Formats that take any array of the atoms; what ASE writes has a fixed set of them."""
+
 Encoder = Callable[[Atoms, int], bytes]
 
 
@@ -78,6 +81,11 @@ class FrameWriter:
             raise StructureError(f"output {self.path} is the input file; choose another name")
         if not overwrite and _is_regular(self.path):
             raise StructureError(f"{self.path} exists already; choose another name or allow overwriting it")
+
+    @property
+    def keeps_arrays(self) -> bool:
+        """Whether arrays that are not part of the format, such as a verdict, are written."""
+        return self.format in ARRAY_FORMATS
 
     def __enter__(self) -> FrameWriter:
         direct = self.path.exists() and not _is_regular(self.path)
