@@ -46,6 +46,9 @@ IntArray = npt.NDArray[np.int64]
 
 #: How often a structure has no order at all; liquids are many kinds of things, crystals few.
 DISORDER = 0.3
+#: How often one of the others is in part molten, and how often one of two species has ordered sites only.
+INTERFACES = 0.2
+SOLUTIONS = 0.08
 #: As `training.polymorph_structures.MIX`, with as much disorder as elsewhere.
 _POLYMORPH_MIX = {**polymorph_structures.MIX, "bulk": 0.40, "melt": 0.22, "half": 0.18}
 #: Sections of the metrics that tell of training, or of where atoms are after denoising.
@@ -66,6 +69,34 @@ def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
     return replace(sample, positions=positions, ordered=False)
 
 
+def half_molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
+    """A crystal of which a part has melted: its atoms displaced as in `molten_sample`, then all relaxed.
+
+    Springs do to the boundary what minimising the energy does to an interface of crystal and melt: atoms that
+    have almost found a site find it.  What is in order afterwards counts as crystal.
+    """
+    sample = lattices.bulk_sample(lattice, rng, 420)
+    along = int(np.argmax(np.linalg.norm(sample.cell, axis=1)))
+    height = (sample.positions @ np.linalg.inv(sample.cell))[:, along]
+    melted = (height - rng.random()) % 1 < rng.uniform(0.3, 0.7)
+    positions = sample.positions.copy()
+    size = rng.uniform(0.25, 0.6) * sample.spacing
+    positions[melted] += rng.normal(0, size, (int(melted.sum()), 3))
+    apart, pull = sample.spacing * rng.uniform(0.9, 1.0), rng.uniform(1.0, 1.15)
+    positions = lattices.spread(
+        positions, sample.cell, sample.pbc, apart, int(rng.integers(8, 40)), pull=pull
+    )
+    return replace(sample, positions=positions)
+
+
+def solid_solution(lattice: str, rng: np.random.Generator) -> lattices.Sample:
+    """The sites of a compound with its two species at random on them: no compound any more."""
+    sample = lattices.bulk_sample(lattice, rng)
+    share = rng.uniform(0.2, 0.8)
+    species = 1 + (rng.random(len(sample.positions)) < share).astype(np.int64)
+    return replace(sample, species=species, ordered=False)
+
+
 def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.Sample]:
     """A structure and the lattice it is of."""
     if among[0] in POLYMORPHS:
@@ -77,6 +108,10 @@ def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.
         packing = lattices.packing_sample(rng)
         compound = lattice in lattices.COMPOUNDS
         return lattice, lattices.with_two_species(packing, rng) if compound else packing
+    if rng.random() < INTERFACES:
+        return lattice, half_molten_sample(lattice, rng)
+    if lattice in lattices.COMPOUNDS and rng.random() < SOLUTIONS:
+        return lattice, solid_solution(lattice, rng)
     mix = lattices.COMPOUND_MIX if lattice in lattices.COMPOUNDS else lattices.MIX
     return lattice, lattices.draw(rng, (lattice,), {k: v for k, v in mix.items() if k != "packing"})
 
@@ -242,7 +277,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     weights = Denoiser(old.config, old.network, head=head).weights()
     save(args.out, new.to_dict(), weights)
     # What a head cannot change stays as it was measured; all else, speed for one, is measured anew.
-    sections = old.metrics.get("sections", {}) if old.head is None else {}
+    sections = old.metrics.get("sections", {})
     trained = "training" in sections
     for section in OF_THE_NETWORK & set(sections):
         carry(args.out, section, sections[section])

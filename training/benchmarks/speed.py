@@ -3,6 +3,7 @@
     python -m training.benchmarks.speed
     python -m training.benchmarks.speed --record
     python -m training.benchmarks.speed --checkpoint denoiser-binaries --crystal NaCl --cells 6 11 24 --record
+    python -m training.benchmarks.speed --checkpoint denoiser-silica --crystal quartz --cells 4 8 18 --record
 
 Every size runs in a process of its own, so that its peak memory is its own.  Prints microseconds
 per atom and step, the share of the neighbour search, the peak memory, and the exponent with which
@@ -24,12 +25,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from rich.console import Console
 from rich.table import Table
 
 REFERENCE_US = 197.0
 CRYSTALS = {"Cu": ("fcc", 3.615), "NaCl": ("rocksalt", 5.64), "CoAl": ("cesiumchloride", 2.866)}
+POLYMORPHS = {"quartz": "alpha-quartz", "ice": "ice Ih"}
 SIZES = (7, 14, 30, 63)  # cubic cells of four atoms: 1 372, 10 976, 108 000 and 1 000 188 atoms
+
+
+def unit_cell(crystal: str) -> Atoms:
+    """What is repeated: a conventional cell, of quartz and ice an orthogonal one."""
+    if crystal in POLYMORPHS:
+        from training.polymorphs import orthogonal
+
+        return orthogonal(POLYMORPHS[crystal])
+    from ase.build import bulk
+
+    structure, a = CRYSTALS[crystal]
+    return bulk(crystal, structure, a=a, cubic=True)
 
 
 def measure(
@@ -37,7 +52,6 @@ def measure(
 ) -> dict[str, Any]:
     """One size, in this process; the best of ``repeats`` counts."""
     import torch
-    from ase.build import bulk
 
     from zoo.denoiser import Denoiser
     from zoo.graph import neighbor_graph
@@ -45,8 +59,7 @@ def measure(
 
     torch.set_num_threads(threads)
     denoiser = Denoiser.from_pretrained(checkpoint)
-    structure, a = CRYSTALS[crystal]
-    unit = bulk(crystal, structure, a=a, cubic=True)
+    unit = unit_cell(crystal)
     atoms = unit.repeat(cells)
     spacing = unit.repeat(3).get_all_distances(mic=True)
     atoms.rattle(0.08 * float(spacing[spacing > 0].min()), seed=0)
@@ -102,7 +115,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", default="denoiser-elements", help="name or folder")
-    parser.add_argument("--crystal", choices=CRYSTALS, default="Cu", help="(default %(default)s)")
+    parser.add_argument(
+        "--crystal", choices=[*CRYSTALS, *POLYMORPHS], default="Cu", help="(default %(default)s)"
+    )
     parser.add_argument("--cells", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
@@ -115,12 +130,10 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(measure(name, cells, steps, repeats, threads, ptm == "1", crystal)))
         return 0
     rows = []
-    from ase.build import bulk
-
     console = Console()
     for threads in args.threads:
         for cells in args.cells:
-            n_atoms = len(bulk(args.crystal, CRYSTALS[args.crystal][0], a=1.0, cubic=True)) * cells**3
+            n_atoms = len(unit_cell(args.crystal)) * cells**3
             big = n_atoms > 250_000
             steps = min(args.steps, 3) if big else args.steps
             # A small system takes milliseconds: many repeats, so that the best is a quiet one.

@@ -5,9 +5,13 @@
     python -m training.benchmarks.verdict --record
 
 Crystals at their melting points, where every atom is taken for one of the crystal, and melts, where none is;
-at interfaces the truth is the label of each atom after a quench of the same frame (`interfaces`).  Beside the
-verdict: the same classifiers as for the quench, on the raw and on the denoised frame.  The expected
-calibration error compares confidence with the share of right verdicts in fifteen bins, over all atoms.
+at interfaces the truth is the label of each atom after a quench of the same frame (`interfaces`).  A quench
+also lets the crystal grow by what is about to join it; how many atoms are crystalline there but not by the
+verdict is told, and how far the quench moved these, in units of how far it moved the atoms of the crystal.
+
+Beside the verdict: the same classifiers as for the quench, on the raw and on the denoised frame.  The
+expected calibration error compares confidence with the share of right verdicts in fifteen bins, over all
+atoms.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ase import Atoms
+from ase.geometry import find_mic
 from ase.io import read
 from rich.console import Console
 from rich.table import Table
@@ -43,18 +48,29 @@ def named(atoms: Atoms) -> Names:
     return np.array([DISORDERED, *STRUCTURES[1:]])[structure_types(atoms)]
 
 
-def measure(denoiser: Denoiser, frames: list[tuple[Atoms, Names]], steps: int) -> tuple[dict[str, Any], Any]:
-    """Shares of atoms that are as in the truth, and confidence and rightness of every atom."""
+def measure(
+    denoiser: Denoiser, frames: list[tuple[Atoms, Names, Atoms | None]], steps: int
+) -> tuple[dict[str, Any], Any]:
+    """Shares of atoms that are as in the truth, and confidence and rightness of every atom.
+
+    Frames come with the truth, and with what a quench made of them if the truth is from there.
+    """
     raw, after, verdict, sure, taken = [], [], [], [], []
-    for frame, truth in frames:
+    moved: dict[bool, list[Any]] = {True: [], False: []}
+    for frame, truth, cold in frames:
         clean = denoiser.denoise(frame, steps)
+        if cold is not None:
+            distance = find_mic(cold.positions - frame.positions, frame.cell, frame.pbc)[1]
+            for agreed in (True, False):
+                same = (clean.arrays["structure_type"] == truth) == agreed
+                moved[agreed].append(distance[same & (truth != DISORDERED)])
         raw.append(named(frame) == truth)
         after.append(named(clean) == truth)
         verdict.append(clean.arrays["structure_type"] == truth)
         sure.append(clean.arrays["confidence"])
         taken.append(clean.info["denoise_steps"])
     right, confidence = np.concatenate(verdict), np.concatenate(sure)
-    row = {
+    row: dict[str, Any] = {
         "n_snapshots": len(frames),
         "atoms": len(right),
         "raw": float(np.concatenate(raw).mean()),
@@ -64,6 +80,11 @@ def measure(denoiser: Denoiser, frames: list[tuple[Atoms, Names]], steps: int) -
         "calibration_error": calibration_error(confidence, right),
         "steps": float(np.mean(taken)),
     }
+    if moved[True]:
+        crystal, only = (np.concatenate(moved[agreed]) for agreed in (True, False))
+        row["crystal_in_quench_only"] = len(only) / len(right)
+        # How far the quench had to move them, beside what vibrates.
+        row["their_way_in_the_quench"] = float(np.median(only) / np.median(crystal)) if len(only) else None
     return row, (confidence, right)
 
 
@@ -88,14 +109,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     rows, every = [], []
     for key, material in MATERIALS.items():
-        states: list[tuple[str, list[tuple[Atoms, Names]]]] = []
+        states: list[tuple[str, list[tuple[Atoms, Names, Atoms | None]]]] = []
         for state, ratio, name in (("crystal", 1.0, material.structure), ("liquid", LIQUID, DISORDERED)):
             hot = [read(path) for path in snapshot_files(run_folder(args.data, key, ratio))]
             # A superheated crystal that has not melted yet is no liquid.
             hot = [a for a in hot if state == "crystal" or a.info["time_ps"] > material.molten_after]
-            states.append((state, [(a, np.full(len(a), name)) for a in hot]))
-        pairs = [(read(path), named(read(cold))) for path, cold in files(args.interfaces, key)]
-        for state, frames in [*states, ("interface", pairs)]:
+            states.append((state, [(a, np.full(len(a), name), None) for a in hot]))
+        both = [(read(path), read(cold)) for path, cold in files(args.interfaces, key)]
+        states.append(("interface", [(hot, named(cold), cold) for hot, cold in both]))
+        for state, frames in states:
             if frames:
                 row, atoms = measure(denoiser, frames, args.steps)
                 rows.append({"material": key, "structure": material.structure, "state": state, **row})
