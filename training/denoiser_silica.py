@@ -28,8 +28,8 @@ RECIPE = DenoiserRecipe(
     mix=MIX,
     backbone="mace",
     # In parts of the short bond of silicon and oxygen, across which oxygen moves far.
-    data=DenoisingConfig(largest_noise=0.2),
-    loop=LoopConfig(n_steps=1600),
+    data=DenoisingConfig(largest_noise=0.22),
+    loop=LoopConfig(n_steps=1300),
 )
 
 

@@ -8,7 +8,7 @@ structure before the noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -51,7 +51,8 @@ class Sample:
     ``spacing`` is the nearest-neighbour distance; ``ordered`` is False for a random packing,
     ``calm`` True where noise is kept low, ``rehearsed`` where a teacher is asked for the answer.
     ``species`` (n,) are whole numbers, 0 throughout for elements.  ``names`` (n,), where they are known from
-    the making, are those of the crystals that atoms are in, "" in none.
+    the making, are those of the crystals that atoms are in, "" in none.  ``vibrates``, if there, draws
+    displacements (n, 3) of mean square one per component, as the bonds of the structure allow.
     """
 
     positions: Array
@@ -63,6 +64,7 @@ class Sample:
     calm: bool = False
     rehearsed: bool = False
     names: npt.NDArray[np.str_] | None = None
+    vibrates: Callable[[np.random.Generator], Array] | None = None
 
 
 def conventional(lattice: str) -> Atoms:
@@ -398,9 +400,12 @@ def noise(sample: Sample, sigma: float, rng: np.random.Generator) -> Array:
     """Gaussian noise (n, 3) of standard deviation ``sigma`` per component.
 
     For half of the structures its strength varies from place to place and atom to atom, as it does in
-    a crystal close to melting: log-normal, smooth over neighbours in one part.
+    a crystal close to melting: log-normal, smooth over neighbours in one part.  Where bonds are far stiffer
+    than what turns about them (``sample.vibrates``), most displacements keep their lengths.
     """
     n = len(sample.positions)
+    if sample.vibrates is not None and rng.random() < 0.7:
+        return sigma * sample.vibrates(rng)
     if sample.calm or rng.random() < 0.5:
         return rng.normal(0, sigma, (n, 3))
     i, j = vesin.NeighborList(cutoff=1.65, full_list=True).compute(

@@ -20,6 +20,7 @@ from ase.build import make_supercell
 
 from training.lattices import Sample, rotation, species_of, strain
 from training.polymorphs import ICE, SILICA, variant
+from training.rigid_units import RigidUnits
 from zoo.analysis.crystals import CUBIC_DIAMOND, HEXAGONAL_DIAMOND, structure_types
 
 Array = npt.NDArray[np.float64]
@@ -248,6 +249,39 @@ def melt_sample(name: str, rng: np.random.Generator, n_atoms: float = 190) -> Sa
     return replace(sample, ordered=False)
 
 
+def network_sample(name: str, rng: np.random.Generator) -> Sample:
+    """A melt as of water: random, but most atoms have four neighbours, about as those of a tetrahedron."""
+    sample = melt_sample(name, rng, 220)
+    d = spacing_of(name) * rng.uniform(0.95, 1.02)
+    positions = sample.positions.copy()
+    search = vesin.NeighborList(cutoff=1.5, full_list=True)
+    first, second = np.triu_indices(4, 1)
+    for _ in range(int(rng.integers(3, 40))):
+        i, j, way, r = search.compute(positions, sample.cell, True, "ijDd")
+        i, j = i.astype(np.int64), j.astype(np.int64)
+        order = np.lexsort((r, i))
+        i, j, way = i[order], j[order], way[order]
+        degree = np.bincount(i, minlength=len(positions))
+        starts = np.cumsum(degree) - degree
+        full = np.flatnonzero(degree >= 4)
+        nearest = starts[full, None] + np.arange(4)
+        moved = np.zeros_like(positions)
+        bonds = [(np.repeat(full, 4), j[nearest].ravel(), way[nearest].reshape(-1, 3), d)]
+        a, b = nearest[:, first], nearest[:, second]  # edges of the tetrahedron around each atom
+        edge = (way[b] - way[a]).reshape(-1, 3)
+        bonds.append((j[a].ravel(), j[b].ravel(), edge, d * float(np.sqrt(8 / 3))))
+        near = r[order] < d  # and nobody comes closer than a neighbour
+        bonds.append((i[near], j[near], way[near], d))
+        for one, other, between, wanted in bonds:
+            length = np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-3)
+            pull = 0.1 * (length - wanted) * between / length
+            np.add.at(moved, one, pull)
+            np.add.at(moved, other, -pull)
+        size = np.linalg.norm(moved, axis=1, keepdims=True)
+        positions += moved * np.minimum(1, 0.1 / np.maximum(size, 1e-9))
+    return replace(sample, positions=positions)
+
+
 def _molten(
     positions: Array, cell: Array, name: str, species: IntArray, moving: BoolArray, rng: np.random.Generator
 ) -> Array:
@@ -282,6 +316,14 @@ def draw(
     rng: np.random.Generator, among: Sequence[str], mix: Mapping[str, float] = MIX
 ) -> tuple[str, Sample]:
     """One training structure and the crystal that it is of."""
+    name, sample = _draw(rng, among, mix)
+    if name in SILICA:
+        units = RigidUnits(sample.positions, sample.cell, sample.pbc, sample.species)
+        sample = replace(sample, vibrates=units)
+    return name, sample
+
+
+def _draw(rng: np.random.Generator, among: Sequence[str], mix: Mapping[str, float]) -> tuple[str, Sample]:
     name = among[int(rng.integers(len(among)))]
     kinds = list(mix)
     edges = np.cumsum(list(mix.values())) / sum(mix.values())
@@ -295,7 +337,7 @@ def draw(
         return name, grains_sample((name, other), rng)
     makers = {
         "vacancies": vacancy_sample, "slab": slab_sample, "cluster": cluster_sample, "half": half_sample,
-        "melt": melt_sample,
+        "melt": melt_sample, "network": network_sample,
     }  # fmt: skip
     return name, makers[kind](name, rng)
 

@@ -31,7 +31,7 @@ from rich.progress import track
 from training import lattices, polymorph_structures
 from training.first_card import write_first_card
 from training.metrics import carry, record
-from training.polymorphs import POLYMORPHS
+from training.polymorphs import ICE, POLYMORPHS
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
@@ -46,11 +46,13 @@ IntArray = npt.NDArray[np.int64]
 
 #: How often a structure has no order at all; liquids are many kinds of things, crystals few.
 DISORDER = 0.3
-#: How often one of the others is in part molten, and how often one of two species has ordered sites only.
-INTERFACES = 0.2
+#: And how often one of two species has ordered sites only.
 SOLUTIONS = 0.08
 #: As `training.polymorph_structures.MIX`, with as much disorder as elsewhere.
 _POLYMORPH_MIX = {**polymorph_structures.MIX, "bulk": 0.40, "melt": 0.22, "half": 0.18}
+_ICE_MIX = {**_POLYMORPH_MIX, "melt": 0.12, "network": 0.20}
+#: Drawn more often: those that are most like a melt, or like each other.
+_HARD = ("ice II", "ice III", "ice III")
 #: Sections of the metrics that tell of training, or of where atoms are after denoising.
 OF_THE_NETWORK = frozenset({"training", "dc3", "defects", "surfaces"})
 _EPOCHS, _BATCH, _RATE = 60, 4096, 3e-3
@@ -69,26 +71,6 @@ def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
     return replace(sample, positions=positions, ordered=False)
 
 
-def half_molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
-    """A crystal of which a part has melted: its atoms displaced as in `molten_sample`, then all relaxed.
-
-    Springs do to the boundary what minimising the energy does to an interface of crystal and melt: atoms that
-    have almost found a site find it.  What is in order afterwards counts as crystal.
-    """
-    sample = lattices.bulk_sample(lattice, rng, 420)
-    along = int(np.argmax(np.linalg.norm(sample.cell, axis=1)))
-    height = (sample.positions @ np.linalg.inv(sample.cell))[:, along]
-    melted = (height - rng.random()) % 1 < rng.uniform(0.3, 0.7)
-    positions = sample.positions.copy()
-    size = rng.uniform(0.25, 0.6) * sample.spacing
-    positions[melted] += rng.normal(0, size, (int(melted.sum()), 3))
-    apart, pull = sample.spacing * rng.uniform(0.9, 1.0), rng.uniform(1.0, 1.15)
-    positions = lattices.spread(
-        positions, sample.cell, sample.pbc, apart, int(rng.integers(8, 40)), pull=pull
-    )
-    return replace(sample, positions=positions)
-
-
 def solid_solution(lattice: str, rng: np.random.Generator) -> lattices.Sample:
     """The sites of a compound with its two species at random on them: no compound any more."""
     sample = lattices.bulk_sample(lattice, rng)
@@ -100,7 +82,8 @@ def solid_solution(lattice: str, rng: np.random.Generator) -> lattices.Sample:
 def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.Sample]:
     """A structure and the lattice it is of."""
     if among[0] in POLYMORPHS:
-        return polymorph_structures.draw(rng, among, _POLYMORPH_MIX)
+        mix = _ICE_MIX if among[0] in ICE else _POLYMORPH_MIX
+        return polymorph_structures.draw(rng, (*among, *(name for name in _HARD if name in among)), mix)
     lattice = among[int(rng.integers(len(among)))]
     if rng.random() < DISORDER:
         if rng.random() < 0.6:
@@ -108,8 +91,6 @@ def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.
         packing = lattices.packing_sample(rng)
         compound = lattice in lattices.COMPOUNDS
         return lattice, lattices.with_two_species(packing, rng) if compound else packing
-    if rng.random() < INTERFACES:
-        return lattice, half_molten_sample(lattice, rng)
     if lattice in lattices.COMPOUNDS and rng.random() < SOLUTIONS:
         return lattice, solid_solution(lattice, rng)
     mix = lattices.COMPOUND_MIX if lattice in lattices.COMPOUNDS else lattices.MIX

@@ -1,0 +1,87 @@
+"""Vibrations of a framework of stiff units that turn about their corners, from its geometry.
+
+In quartz and cristobalite the tetrahedra of silicon and its four oxygens hardly change their shape; heat
+turns them (rigid unit modes: Dove, Heine & Hammonds, Mineral. Mag. 59, 629, 1995).  Neighbours turn together,
+by as much as makes a beta phase look like patches of its alpha phase at any moment.  Noise of single atoms
+knows nothing of that.
+
+Here displacements u have the Boltzmann distribution of springs of one stiffness along the bonds and the edges
+of tetrahedra, and of weak ones that hold every atom at its site; u = L^-T z, where L L^T is the matrix of
+springs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import vesin
+from scipy.linalg import cholesky, solve_triangular
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+#: A bond of silicon and oxygen is shorter than this, in length scales.
+_BONDED = 0.95
+#: The stiffness that holds atoms at their sites, over that of bonds.
+_LEAST, _MOST = 0.002, 0.2
+
+
+@dataclass(frozen=True)
+class RigidUnits:
+    """A structure of two species, as `training.lattices.Sample`; called, it draws displacements."""
+
+    positions: Array
+    cell: Array
+    pbc: npt.NDArray[np.bool_]
+    species: IntArray
+
+    def __call__(self, rng: np.random.Generator) -> Array:
+        """Displacements (n, 3) of mean square one per component."""
+        n = len(self.positions)
+        held = float(np.exp(rng.uniform(np.log(_LEAST), np.log(_MOST))))
+        matrix = self.springs() + held * np.eye(3 * n)
+        lower = cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+        z = rng.normal(size=3 * n)
+        u = solve_triangular(lower, z, lower=True, trans="T", check_finite=False).reshape(n, 3)
+        u -= u.mean(0)
+        return np.asarray(u / np.sqrt(np.mean(u**2)))
+
+    def springs(self) -> Array:
+        """The matrix (3 n, 3 n) of springs along bonds and edges, of stiffness one."""
+        n = len(self.positions)
+        i, j, d = vesin.NeighborList(cutoff=_BONDED, full_list=True).compute(
+            self.positions, self.cell, list(map(bool, self.pbc)), "ijD"
+        )
+        i, j = i.astype(np.int64), j.astype(np.int64)
+        bonds = self.species[i] != self.species[j]
+        i, j, d = i[bonds], j[bonds], d[bonds]
+        matrix = np.zeros((n, 3, n, 3))
+        forward = i < j
+        _add(matrix, i[forward], j[forward], d[forward])
+        # The edges: pairs of oxygens on one silicon, which is the larger number.
+        central = self.species[i] == self.species.max()
+        order = np.argsort(i[central], kind="stable")
+        i, j, d = i[central][order], j[central][order], d[central][order]
+        ends = np.flatnonzero(np.diff(i, append=-1)) + 1
+        first, second, way = [], [], []
+        start = 0
+        for end in ends.tolist():
+            a, b = np.triu_indices(end - start, 1)
+            first.append(j[start:end][a])
+            second.append(j[start:end][b])
+            way.append(d[start:end][b] - d[start:end][a])
+            start = end
+        if first:
+            _add(matrix, np.concatenate(first), np.concatenate(second), np.concatenate(way))
+        return matrix.reshape(3 * n, 3 * n)
+
+
+def _add(matrix: Array, i: IntArray, j: IntArray, d: Array) -> None:
+    unit = d / np.linalg.norm(d, axis=1, keepdims=True)
+    block = unit[:, :, None] * unit[:, None, :]
+    apart = i != j  # an atom and its own image move together
+    i, j, block = i[apart], j[apart], block[apart]
+    for a, b, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+        np.add.at(matrix.transpose(0, 2, 1, 3), (a, b), sign * block)
