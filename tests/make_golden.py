@@ -14,6 +14,7 @@ def main() -> None:
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     import test_denoiser
     import test_denoiser_binaries
+    import test_denoiser_polymorphs
 
     from zoo.denoiser import Denoiser
 
@@ -21,6 +22,10 @@ def main() -> None:
         found = module.golden(Denoiser.from_pretrained(module.NAME))
         module.GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
         print(f"wrote {module.GOLDEN}")
+    for name in test_denoiser_polymorphs.NAMES:
+        path = test_denoiser_polymorphs.golden_file(name)
+        path.write_text(json.dumps(test_denoiser_polymorphs.golden(name), indent=1) + "\n")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

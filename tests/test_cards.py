@@ -92,6 +92,17 @@ def test_rounding_never_turns_a_miss_into_a_hit() -> None:
     assert render("{{ dc3[].denoised | .2% }}", facts) == "0.01%"
 
 
+def test_a_part_is_there_only_if_its_section_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "ROOT", tmp_path)
+    template = "a\n\n{{ part: dc3 }}\n\n## B\n"
+    assert cards.with_parts(template, {}) == "a\n\n## B\n"
+    with pytest.raises(CardError, match=r"there is no model_cards/parts/dc3\.md"):
+        cards.with_parts(template, FACTS)
+    (tmp_path / "model_cards" / "parts").mkdir(parents=True)
+    (tmp_path / "model_cards" / "parts" / "dc3.md").write_text("## DC3\n\n{{ dc3.command }}\n")
+    assert render(cards.with_parts(template, FACTS), FACTS) == "a\n\n## DC3\n\nmake dc3\n\n## B\n"
+
+
 def test_readme_tables_are_refreshed_and_the_rest_kept() -> None:
     opening = "# t\n<!-- tiny table: dc3 where state=Tm\nmaterial\natoms\n-->\n"
     before = opening + "old\nnumbers\n<!-- end -->\nafter {{ x }}\n"

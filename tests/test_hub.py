@@ -474,7 +474,8 @@ def test_a_damaged_file_in_the_cache_is_never_used(
 @pytest.mark.slow
 def test_a_warm_load_by_name_makes_no_request(hub: HubServer, client: Client) -> None:
     record = registry.find("denoiser-elements")
-    released = {path.name: path.read_bytes() for path in registry.bundled_folder(record).iterdir()}
+    files = [path for path in registry.bundled_folder(record).iterdir() if path.is_file()]
+    released = {path.name: path.read_bytes() for path in files}
     commit = hub.put(record.repo, released, tag=f"v{record.version}")
     prelude = PIN.format(changes={"bundled": False, "commit": commit})
     client.fetched(record.name, prelude=prelude)

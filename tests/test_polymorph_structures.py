@@ -10,8 +10,9 @@ import vesin
 from ase import Atoms
 
 from training import polymorph_structures as structures
-from training.lattices import Sample
+from training.lattices import Sample, noise
 from training.polymorphs import ICE, POLYMORPHS, SILICA, orthogonal, variant
+from training.rigid_units import RigidUnits
 from training.verdict import truth
 from zoo.analysis.crystals import STRUCTURES, structure_types
 
@@ -23,6 +24,7 @@ MAKERS: dict[str, Callable[[str, np.random.Generator], Sample]] = {
     "grains": lambda name, rng: structures.grains_sample((name, name), rng),
     "half": structures.half_sample,
     "melt": structures.melt_sample,
+    "network": structures.network_sample,
 }
 
 
@@ -34,6 +36,8 @@ def distances(sample: Sample, cutoff: float = 1.3) -> np.ndarray:
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("name", ["alpha-quartz", "beta-cristobalite", "ice Ih", "ice II", "clathrate sI"])
 def test_samples_are_sound(kind: str, name: str) -> None:
+    if kind == "network" and name in SILICA:
+        pytest.skip("for water")
     rng = np.random.default_rng(3)
     for _ in range(3):
         sample = MAKERS[kind](name, rng)
@@ -45,7 +49,7 @@ def test_samples_are_sound(kind: str, name: str) -> None:
         assert 60 < n < 800
         assert distances(sample).min() > 0.55 * sample.spacing
         share = float((sample.names == name).mean())
-        expected = {"bulk": (1, 1), "melt": (0, 0)}.get(kind, (0.02, 0.99))
+        expected = {"bulk": (1, 1), "melt": (0, 0), "network": (0, 0)}.get(kind, (0.02, 0.99))
         assert expected[0] <= share <= expected[1]
         if sample.pbc.all():
             assert abs(np.linalg.det(sample.cell)) / n == pytest.approx(1.0, abs=0.55)
@@ -122,3 +126,63 @@ def test_draw_depends_on_the_generator_alone(family: dict[str, object]) -> None:
     np.testing.assert_array_equal(one[1].positions, two[1].positions)
     drawn = {structures.draw(np.random.default_rng(k), tuple(family))[0] for k in range(60)}
     assert drawn == set(family)
+
+
+def units_of(name: str) -> tuple[Sample, RigidUnits]:
+    sample = structures.bulk_sample(name, np.random.default_rng(4))
+    return sample, RigidUnits(sample.positions, sample.cell, sample.pbc, sample.species)
+
+
+@pytest.mark.parametrize("name", SILICA)
+def test_springs_hold_bonds_and_edges_and_nothing_else(name: str) -> None:
+    sample, units = units_of(name)
+    matrix = units.springs()
+    n = len(sample.positions)
+    np.testing.assert_allclose(matrix, matrix.T)
+    shift = np.tile([0.3, -0.2, 0.5], n)
+    np.testing.assert_allclose(matrix @ shift, 0, atol=1e-9)  # all of it together
+    assert np.linalg.eigvalsh(matrix)[0] > -1e-9
+    # Four bonds and six edges per silicon.
+    assert np.trace(matrix) == pytest.approx(2 * (4 + 6) * (sample.species == 14).sum())
+
+
+@pytest.mark.parametrize("name", SILICA)
+def test_tetrahedra_turn_without_changing_their_shape(name: str) -> None:
+    sample, units = units_of(name)
+    assert (units(np.random.default_rng(1)) == units(np.random.default_rng(1))).all()
+    i, j = np.nonzero(
+        (sample.species[:, None] == 14)
+        & (np.linalg.norm(sample.positions[:, None] - sample.positions, axis=2) < 0.9)
+    )
+    bonds = sample.species[j] == 8
+    i, j = i[bonds], j[bonds]
+    way = sample.positions[j] - sample.positions[i]
+    way /= np.linalg.norm(way, axis=1, keepdims=True)
+    stretched = []
+    for seed in range(5):
+        u = units(np.random.default_rng(seed))
+        assert np.mean(u**2) == pytest.approx(1.0)
+        np.testing.assert_allclose(u.mean(0), 0, atol=1e-9)
+        stretched.append(np.mean(np.sum((u[j] - u[i]) * way, axis=1) ** 2))
+    assert np.mean(stretched) < 0.6  # two, if every atom went its own way
+
+
+def test_noise_is_that_of_the_units_most_of_the_time() -> None:
+    name, sample = structures.draw(np.random.default_rng(0), tuple(SILICA))
+    assert name in SILICA
+    assert sample.vibrates is not None
+    spread = [noise(sample, 0.1, np.random.default_rng(seed)) for seed in range(20)]
+    assert np.sqrt(np.mean(np.square(spread))) == pytest.approx(0.1, rel=0.1)
+    _, ice = structures.draw(np.random.default_rng(0), tuple(ICE))
+    assert ice.vibrates is None
+
+
+def test_tetrahedral_melts_have_about_four_neighbors() -> None:
+    counts = []
+    for seed in range(6):
+        sample = structures.network_sample("ice Ih", np.random.default_rng(seed))
+        i = vesin.NeighborList(cutoff=1.12, full_list=True).compute(sample.positions, sample.cell, True, "i")[
+            0
+        ]
+        counts.append(len(i) / len(sample.positions))
+    assert 3.8 < np.mean(counts) < 5.6

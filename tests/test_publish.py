@@ -37,6 +37,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "check_inference", lambda folder, kind: None)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by their path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
 def edit(path: Path, change: Callable[[Any], None]) -> None:
     data = json.loads(path.read_text())
     change(data)
@@ -52,7 +59,7 @@ def test_every_released_checkpoint_is_fit_to_be_published(record: registry.Recor
     path = registry.bundled_folder(record)
     found = plan(path, record.repo, record.version)
     assert (found.tag, found.title) == (f"v{record.version}", f"{record.name} {record.version}")
-    assert found.files == {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    assert found.files == contents(path)
 
 
 def refused(folder: Path, repo: str = "me/mine", version: str = "1.0.0") -> str:
@@ -182,6 +189,59 @@ def test_a_model_that_cannot_be_opened_is_refused(folder: Path) -> None:
     assert "does not fit the model its config describes" in refused(folder)
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def show(folder: Path, name: str, content: bytes | None) -> None:
+    """Let the card show a picture, which is there unless there is nothing of it."""
+    card = folder / "README.md"
+    card.write_text(f"{card.read_text()}\n![what is seen]({name})\n")
+    if content is not None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_pictures_that_the_card_shows_are_published(folder: Path, quick: None) -> None:
+    before = plan(folder, "me/mine", "1.0.0").files
+    show(folder, "https://example.org/badge.svg", None)
+    show(folder, "figures/seen.png", PNG)
+    (folder / "figures" / "draft.png").write_bytes(PNG)
+    found = plan(folder, "me/mine", "1.0.0").files
+    assert found.keys() - before.keys() == {"figures/seen.png"}
+    assert found["figures/seen.png"] == PNG
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("figures/none.png", None, "shows figures/none.png, which is not there"),
+        ("figures/a.png", b"GIF89a", "must be a PNG of at most 1,048,576 bytes"),
+        ("figures/a.png", PNG + bytes(2**20), "must be a PNG of at most 1,048,576 bytes"),
+        ("figures/a.jpg", b"", "shows figures/a.jpg: pictures of a card are figures/NAME.png"),
+        ("figures/../README.md", None, "pictures of a card are figures/NAME.png"),
+        ("../secret.png", None, "pictures of a card are figures/NAME.png"),
+        ("/etc/a.png", None, "pictures of a card are figures/NAME.png"),
+    ],
+)
+def test_other_pictures_are_refused(
+    folder: Path, quick: None, name: str, content: bytes | None, hint: str
+) -> None:
+    show(folder, name, content)
+    assert hint in refused(folder)
+
+
+def test_a_picture_that_was_not_made_with_the_metrics_is_refused(folder: Path, quick: None) -> None:
+    show(folder, "figures/a.png", PNG)
+    digest = publishing.hashlib.sha256(PNG).hexdigest()
+    edit(
+        folder / "metrics.json",
+        lambda data: data["sections"]["dc3"].update(figures={"figures/a.png": digest}),
+    )
+    assert plan(folder, "me/mine", "1.0.0").files["figures/a.png"] == PNG
+    (folder / "figures" / "a.png").write_bytes(PNG + b"x")
+    assert "is not the picture that belongs to metrics.json: make both again" in refused(folder)
+
+
 # -- on the Hub ------------------------------------------------------------------------------
 
 
@@ -202,7 +262,9 @@ def client(hub: HubServer, tmp_path: Path) -> Client:
 TRUSTED = """
 from zoo import publishing
 publishing.plan = lambda folder, repo, version: publishing.Plan(
-    folder, repo, version, {path.name: path.read_bytes() for path in folder.iterdir()}, "tiny", "denoiser")
+    folder, repo, version,
+    {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()},
+    "tiny", "denoiser")
 """
 
 
@@ -212,6 +274,7 @@ def writes(hub: HubServer) -> list[str]:
 
 @pytest.mark.slow
 def test_published_here_fetched_there(hub: HubServer, client: Client, folder: Path, tmp_path: Path) -> None:
+    show(folder, "figures/seen.png", PNG)
     command = ("publish", str(folder), "--repo", "me/mine", "--version", "1.0.0")
     dry, real, again = client.session([*command, "--dry-run"], command, command)
     assert dry.returncode == 0
@@ -224,11 +287,15 @@ def test_published_here_fetched_there(hub: HubServer, client: Client, folder: Pa
     commit = hub.repositories["me/mine"].tags["v1.0.0"]
     assert commit in real.stdout
     assert "has a version 1.0.0 already" in failure(again)
+    pictures = {name: content for name, content in contents(folder).items() if "/" in name}
+    published = hub.repositories["me/mine"].find("v1.0.0")
+    assert published is not None and pictures.items() <= published.files.items()
+    assert "figures/seen.png" in pictures
     (tmp_path / "there").mkdir()
     there = Client(hub, tmp_path / "there").fetched("me/mine@v1.0.0")
-    assert {path.name: path.read_bytes() for path in there.iterdir()} == {
-        path.name: path.read_bytes() for path in folder.iterdir()
-    }
+    # Pictures are for the page of the Hub; they are not fetched.
+    wanted = {name: content for name, content in contents(folder).items() if "/" not in name}
+    assert contents(there) == wanted
 
 
 def test_a_dry_run_changes_nothing(hub: HubServer, client: Client, folder: Path) -> None:
@@ -270,8 +337,8 @@ def test_a_failure_at_any_point_leaves_no_tag_and_the_same_command_goes_on(
         assert list(found.tags) == ["v1.0.0"]
         tagged = found.find("v1.0.0")
         assert tagged is not None
-        for path in folder.iterdir():
-            assert tagged.files[path.name] == path.read_bytes()
+        for name, content in contents(folder).items():
+            assert tagged.files[name] == content
         # Not even the failed attempts made a second commit.
         assert [commit.title for commit in found.commits].count("tiny 1.0.0") == 1, repo
 
@@ -323,7 +390,7 @@ def test_of_two_at_once_one_publishes(hub: HubServer, client: Client, folder: Pa
     found = hub.repositories["me/mine"]
     tagged = found.find("v1.0.0")
     assert tagged is not None and [commit.title for commit in found.commits].count("tiny 1.0.0") == 1
-    assert tagged.files.keys() == {path.name for path in folder.iterdir()} | {".gitattributes"}
+    assert tagged.files.keys() == contents(folder).keys() | {".gitattributes"}
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
     python -m training.cards denoiser-elements --check   # fail if it is not up to date
 
 A template in `model_cards/` holds the prose and says where numbers go; it holds no number that was
-measured.  Three directives, each between double braces:
+measured.  Four directives, each between double braces:
 
 `{{ PATH | FORMAT }}`
     One value, with an optional Python format.  A path starts at `record`, `config`, or the name of
@@ -18,6 +18,10 @@ measured.  Three directives, each between double braces:
     `metric: KEY | TYPE | NAME | FACTOR` and `dataset: TYPE | NAME` (the name may use {column} fields):
     the evaluation results in the front matter that the Hub shows.  The factor scales the value, 100
     turning a fraction into per cent.
+
+`{{ part: SECTION }}`
+    The text of `model_cards/parts/SECTION.md`, itself a template, if the metrics have this section;
+    otherwise nothing, not even the empty line after it.
 
 In `README.md` a table stands between `<!-- NAME table: ...` (the same text as above, ended by `-->`)
 and `<!-- end -->`; only what is between these is rewritten.
@@ -41,6 +45,7 @@ from zoo.errors import CheckpointError, ZooError
 ROOT = Path(__file__).resolve().parent.parent
 
 _DIRECTIVE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_PART = re.compile(r"\{\{\s*part:\s*([\w-]+)\s*\}\}\n*")
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[([^\]]*)\]")
 _README_TABLE = re.compile(r"(<!-- (?P<name>[\w.-]+) (?P<spec>table:.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -98,7 +103,26 @@ def card(name: str) -> str:
         zoo.CheckpointError: the checkpoint's folder is missing or unreadable.
     """
     template = ROOT / "model_cards" / registry.find(name).card
-    return render(template.read_text(encoding="utf-8"), facts(name))
+    known = facts(name)
+    return render(with_parts(template.read_text(encoding="utf-8"), known), known)
+
+
+def with_parts(template: str, facts: Mapping[str, Any]) -> str:
+    """Put in the parts of sections that were measured, and drop the others.
+
+    Raises:
+        CardError: a part without a template.
+    """
+
+    def part(match: re.Match[str]) -> str:
+        if match[1] not in facts:
+            return ""
+        path = ROOT / "model_cards" / "parts" / f"{match[1]}.md"
+        if not path.is_file():
+            raise CardError(f"{{{{ part: {match[1]} }}}}: there is no {path.relative_to(ROOT)}")
+        return path.read_text(encoding="utf-8").strip() + "\n\n"
+
+    return _PART.sub(part, template)
 
 
 def readme() -> str:

@@ -30,6 +30,10 @@ FRONT_MATTER = ("license", "library_name", "tags")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+_FIGURE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
+_PNG = b"\x89PNG\r\n\x1a\n"
+LARGEST_FIGURE = 2**20
+"""Bytes; a card is read on slow connections too."""
 _FACTORS = (1.0, 100.0)
 """A card may show a fraction as per cent."""
 
@@ -92,7 +96,7 @@ def plan(folder: Path, repo: str, version: str) -> Plan:
             f"{folder} holds version {config['version']}, not {version}: publish it as what it is, or train "
             "and measure the new version"
         )
-    files = {}
+    files: dict[str, bytes] = {}
     for name in (CONFIG, WEIGHTS, CARD, METRICS):
         path = folder / name
         if not path.is_file():
@@ -102,6 +106,7 @@ def plan(folder: Path, repo: str, version: str) -> Plan:
         raise PublishError(f"{folder / WEIGHTS} is being changed: wait until it is finished")
     check_metrics(stored, hashlib.sha256(files[CONFIG]).hexdigest())
     check_card(stored)
+    files |= figures(stored)
     check_inference(folder, config["kind"])
     return Plan(folder, repo, version, files, config["name"], config["kind"])
 
@@ -176,6 +181,35 @@ def check_card(stored: Checkpoint) -> None:
                 f"{where} claims {label} = {value:g}, which {METRICS} has of something else: render the card "
                 "again"
             )
+
+
+def figures(stored: Checkpoint) -> dict[str, bytes]:
+    """The pictures of the folder that its card shows, by their path in it.
+
+    A section of the metrics may have an object `figures` with their sha256.
+
+    Raises:
+        PublishError: one is missing, no PNG, too large, or not the one that belongs to the metrics.
+    """
+    where = stored.folder / CARD
+    sections = stored.metrics.get("sections", {}).values()
+    measured = {name: digest for part in sections for name, digest in part.get("figures", {}).items()}
+    found = {}
+    for name in _FIGURE.findall(stored.card):
+        if "://" in name:
+            continue
+        if re.fullmatch(r"figures/[\w-]+\.png", name) is None:
+            raise PublishError(f"{where} shows {name}: pictures of a card are figures/NAME.png")
+        path = stored.folder / name
+        if not path.is_file():
+            raise PublishError(f"{where} shows {name}, which is not there: make it again")
+        content = path.read_bytes()
+        if not content.startswith(_PNG) or len(content) > LARGEST_FIGURE:
+            raise PublishError(f"{path} must be a PNG of at most {LARGEST_FIGURE:,} bytes")
+        if measured.get(name, digest := hashlib.sha256(content).hexdigest()) != digest:
+            raise PublishError(f"{path} is not the picture that belongs to {METRICS}: make both again")
+        found[name] = content
+    return found
 
 
 def _same(shown: float, number: float) -> bool:
