@@ -518,7 +518,8 @@ def bundled(monkeypatch: pytest.MonkeyPatch, saved: Saved) -> Path:
 
 
 def test_resolve_a_registry_name(bundled: Path, empty_folder: Path) -> None:
-    for name in ("denoiser-elements", "denoiser-elements@1.0.0", "denoiser-elements@v1.0.0"):
+    version = registry.find("denoiser-elements").version
+    for name in ("denoiser-elements", f"denoiser-elements@{version}", f"denoiser-elements@v{version}"):
         folder, record = resolve(name)
         assert folder == bundled
         assert record is not None

@@ -33,7 +33,7 @@ from ovito.modifiers import CommonNeighborAnalysisModifier, CreateBondsModifier,
 from ovito.pipeline import Pipeline, StaticSource
 from traits.api import TraitError
 
-from zoo.ovito import DISPLACEMENT, DenoiseModifier, to_ase
+from zoo.ovito import CONFIDENCE, DISPLACEMENT, DenoiseModifier, to_ase
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 3
@@ -194,7 +194,12 @@ def test_everything_else_is_kept() -> None:
     data.apply(CreateBondsModifier(cutoff=3.0))
     before = data.clone()
     result = denoised(data)
-    assert set(result.particles.keys()) == {*before.particles.keys(), DISPLACEMENT}
+    assert set(result.particles.keys()) == {
+        *before.particles.keys(),
+        DISPLACEMENT,
+        CONFIDENCE,
+        "Structure Type",
+    }
     for key in set(before.particles.keys()) - {"Position"}:
         np.testing.assert_array_equal(result.particles[key], before.particles[key])
     assert result.particles.bonds.count > 0

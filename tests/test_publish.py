@@ -62,7 +62,10 @@ def test_every_released_checkpoint_is_fit_to_be_published(record: registry.Recor
     assert found.files == contents(path)
 
 
-def refused(folder: Path, repo: str = "me/mine", version: str = "1.0.0") -> str:
+VERSION = registry.find("denoiser-elements").version
+
+
+def refused(folder: Path, repo: str = "me/mine", version: str = VERSION) -> str:
     with pytest.raises(CheckpointError) as caught:
         plan(folder, repo, version)
     message = str(caught.value)
@@ -73,10 +76,10 @@ def refused(folder: Path, repo: str = "me/mine", version: str = "1.0.0") -> str:
 @pytest.mark.parametrize(
     ("repo", "version", "hint"),
     [
-        ("mine", "1.0.0", "write OWNER/NAME"),
-        ("me/mine/more", "1.0.0", "write OWNER/NAME"),
+        ("mine", VERSION, "write OWNER/NAME"),
+        ("me/mine/more", VERSION, "write OWNER/NAME"),
         ("me/mine", "1.0", "write X.Y.Z"),
-        ("me/mine", "1.0.1", "holds version 1.0.0, not 1.0.1"),
+        ("me/mine", "1.0.1", f"holds version {VERSION}, not 1.0.1"),
     ],
 )
 def test_names_and_versions(folder: Path, quick: None, repo: str, version: str, hint: str) -> None:
@@ -98,8 +101,12 @@ def test_a_release_needs_all_four_files(folder: Path, quick: None, name: str) ->
         ("tags:", "tags: [", "not YAML"),
         ("model-index:\n- name:", "model-index:\n- nom:\n  name:", None),
         ("  results:", "  resultats:", "does not have the form"),
-        ("# denoiser-elements 1.0.0", "# denoiser-elements {{ record.version }}", "{{ record.version }}"),
-        ("1.0.0", "0.9.0", "does not mention the version 1.0.0"),
+        (
+            f"# denoiser-elements {VERSION}",
+            "# denoiser-elements {{ record.version }}",
+            "{{ record.version }}",
+        ),
+        (VERSION, "0.9.0", f"does not mention the version {VERSION}"),
         ("denoiser-elements", "denoiser-other", "does not mention the name"),
     ],
 )
@@ -109,7 +116,7 @@ def test_a_dirty_card_is_refused(folder: Path, quick: None, old: str, new: str, 
     assert old in text
     card.write_text(text.replace(old, new))
     if hint is None:
-        plan(folder, "me/mine", "1.0.0")
+        plan(folder, "me/mine", VERSION)
     else:
         assert hint in refused(folder)
 
@@ -143,7 +150,7 @@ def test_results_that_are_exchanged_are_refused(folder: Path, quick: None) -> No
         card.write_text(f"{head}{results}---\n{prose}")
 
     claim(Al=99.1, Ti=0.982)
-    plan(folder, "me/mine", "1.0.0")
+    plan(folder, "me/mine", VERSION)
     claim(Al=98.2, Ti=99.1)
     assert "accuracy of Melting Al, 10 ps = 98.2, which metrics.json has of something else" in refused(folder)
 
@@ -153,7 +160,7 @@ def test_results_that_are_exchanged_are_refused(folder: Path, quick: None) -> No
     [
         (lambda data: data.pop("sections"), "has no sections"),
         (lambda data: data.update(sections={}), "has no sections"),
-        (lambda data: data.update(version="0.9.0"), "is about 0.9.0, the config about 1.0.0"),
+        (lambda data: data.update(version="0.9.0"), f"is about 0.9.0, the config about {VERSION}"),
         (lambda data: data.update(checkpoint="other"), "is about other"),
         (
             lambda data: data["sections"]["dc3"].update(weights_sha256="0"),
@@ -202,11 +209,11 @@ def show(folder: Path, name: str, content: bytes | None) -> None:
 
 
 def test_pictures_that_the_card_shows_are_published(folder: Path, quick: None) -> None:
-    before = plan(folder, "me/mine", "1.0.0").files
+    before = plan(folder, "me/mine", VERSION).files
     show(folder, "https://example.org/badge.svg", None)
     show(folder, "figures/seen.png", PNG)
     (folder / "figures" / "draft.png").write_bytes(PNG)
-    found = plan(folder, "me/mine", "1.0.0").files
+    found = plan(folder, "me/mine", VERSION).files
     assert found.keys() - before.keys() == {"figures/seen.png"}
     assert found["figures/seen.png"] == PNG
 
@@ -237,7 +244,7 @@ def test_a_picture_that_was_not_made_with_the_metrics_is_refused(folder: Path, q
         folder / "metrics.json",
         lambda data: data["sections"]["dc3"].update(figures={"figures/a.png": digest}),
     )
-    assert plan(folder, "me/mine", "1.0.0").files["figures/a.png"] == PNG
+    assert plan(folder, "me/mine", VERSION).files["figures/a.png"] == PNG
     (folder / "figures" / "a.png").write_bytes(PNG + b"x")
     assert "is not the picture that belongs to metrics.json: make both again" in refused(folder)
 
@@ -275,24 +282,24 @@ def writes(hub: HubServer) -> list[str]:
 @pytest.mark.slow
 def test_published_here_fetched_there(hub: HubServer, client: Client, folder: Path, tmp_path: Path) -> None:
     show(folder, "figures/seen.png", PNG)
-    command = ("publish", str(folder), "--repo", "me/mine", "--version", "1.0.0")
+    command = ("publish", str(folder), "--repo", "me/mine", "--version", VERSION)
     dry, real, again = client.session([*command, "--dry-run"], command, command)
     assert dry.returncode == 0
     assert "would create the repository me/mine" in dry.stdout
-    assert "tag the commit v1.0.0" in dry.stdout
+    assert f"tag the commit v{VERSION}" in dry.stdout
     assert real.returncode == 0, real.stderr
     assert len(hub.requests("POST .*/commit/")) == 1
     assert writes(hub)[0] == "POST /api/repos/create"
     assert writes(hub)[-1].startswith("POST /api/models/me/mine/tag/")
-    commit = hub.repositories["me/mine"].tags["v1.0.0"]
+    commit = hub.repositories["me/mine"].tags[f"v{VERSION}"]
     assert commit in real.stdout
-    assert "has a version 1.0.0 already" in failure(again)
+    assert f"has a version {VERSION} already" in failure(again)
     pictures = {name: content for name, content in contents(folder).items() if "/" in name}
-    published = hub.repositories["me/mine"].find("v1.0.0")
+    published = hub.repositories["me/mine"].find(f"v{VERSION}")
     assert published is not None and pictures.items() <= published.files.items()
     assert "figures/seen.png" in pictures
     (tmp_path / "there").mkdir()
-    there = Client(hub, tmp_path / "there").fetched("me/mine@v1.0.0")
+    there = Client(hub, tmp_path / "there").fetched(f"me/mine@v{VERSION}")
     # Pictures are for the page of the Hub; they are not fetched.
     wanted = {name: content for name, content in contents(folder).items() if "/" not in name}
     assert contents(there) == wanted
@@ -409,7 +416,7 @@ def test_rights_and_network(hub: HubServer, client: Client, folder: Path) -> Non
 
 def test_all_of_the_registry(hub: HubServer, client: Client) -> None:
     prelude = (
-        PIN.format(changes={"repo": "zoo/den"})
+        PIN.format(changes={"repo": "zoo/den", "version": "1.0.0"})
         + TRUSTED
         + "from zoo import publish_command; publish_command._check_rendered = lambda name: None\n"
     )
@@ -499,7 +506,7 @@ def test_train_publishes_what_the_recipe_wrote(
     where = form.format(folder).split(" ")
     assert main(["train", NAME, *where, "--publish", "me/mine"]) == 0
     assert recipe == [["-m", "training.denoiser_elements", *where]]
-    assert published == [(folder, "me/mine", "1.0.0")]
+    assert published == [(folder, "me/mine", VERSION)]
 
 
 def test_train_does_not_publish_what_was_there_before(
@@ -524,7 +531,9 @@ def test_train_asks_before_the_training_and_says_where_the_checkpoint_is(
 
     monkeypatch.setattr(publish_command, "_publish", unreachable)
     assert main(["train", NAME, "--out", str(folder), "--publish", "me/mine"]) == 1
-    assert f"publish it with: zoo publish {folder} --repo me/mine --version 1.0.0" in capsys.readouterr().err
+    assert (
+        f"publish it with: zoo publish {folder} --repo me/mine --version {VERSION}" in capsys.readouterr().err
+    )
     recipe.clear()
     assert main(["train", NAME, "--out", str(folder), "--publish", "mine"]) == 1
     assert "write OWNER/NAME" in capsys.readouterr().err

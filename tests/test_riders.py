@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 
 from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.denoiser import Denoiser, DenoiserConfig
@@ -61,6 +62,25 @@ def test_what_is_bonded_to_nothing_stays() -> None:
     moved = part.carried(atoms.positions, atoms.positions[part.acting] + 0.5)
     np.testing.assert_allclose(moved[:-5], atoms.positions[:-5] + 0.5)
     np.testing.assert_array_equal(moved[-5:], atoms.positions[-5:])
+
+
+def test_oxygens_of_other_molecules_stay() -> None:
+    guest = Atoms("CO2", positions=[[1.6, 1.6, 1.6], [1.6, 1.6, 2.76], [1.6, 1.6, 0.44]])
+    atoms = waters() + guest
+    part = riders(atoms, "O")
+    assert len(part.acting) == 27
+    assert (part.host[-3:] == -1).all()
+    with pytest.raises(StructureError, match="every O is bonded to another element"):
+        riders(bulk("MgO", "rocksalt", a=2.6), "O")
+
+
+def test_what_is_held_stays_even_where_its_oxygen_goes(denoiser: Denoiser) -> None:
+    atoms = waters()
+    atoms.set_constraint(FixAtoms([1, 3]))
+    shift = denoiser.denoise(atoms, steps=2).positions - atoms.positions
+    assert (shift[[1, 3]] == 0).all()
+    assert np.abs(shift[[0, 2]]).min() > 0
+    assert (shift[[4, 5]] == 0).all()  # they go with a held oxygen
 
 
 def test_one_species_acts_whatever_it_is_called() -> None:

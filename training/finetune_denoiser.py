@@ -43,6 +43,7 @@ from training.first_card import write_first_card
 from training.loop import LOG, STATE, LoopConfig, train
 from training.metrics import record
 from training.perfect_structures import Perfect, draw, read_perfect, supercell
+from training.polymorphs import POLYMORPHS
 from training.recovery import Recovered, recovery
 from zoo.checkpoint import check_replaceable, save
 from zoo.denoiser import Denoiser, DenoiserConfig
@@ -185,6 +186,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     started = time.perf_counter()
     crystals = [read_perfect(path) for path in args.structure]
     old = Denoiser.from_pretrained(args.checkpoint)
+    if set(old.config.lattices) & set(POLYMORPHS) and not args.from_nothing:
+        raise ZooError(
+            f"{old.name} cannot be taught yet, its own crystals would be forgotten: begin with "
+            "denoiser-elements or denoiser-binaries, or with --from-nothing"
+        )
     torch.set_num_threads(1)  # parallel over structures instead, see training.loop
     remembered = known_lattices(old.config) if not args.from_nothing or args.rehearsal > 0 else ()
     among = cases(crystals, remembered)

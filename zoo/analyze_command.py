@@ -100,10 +100,13 @@ def run(job: Job, console: Console) -> int:
 def _analyzed(start: Start, atoms: Atoms, steps: int, meter: Meter) -> tuple[Atoms, IntArray, DefectReport]:
     from zoo.analysis.crystals import structure_types
     from zoo.analysis.defect_report import defect_report
+    from zoo.riders import acting_part
 
     clean = atoms if start.denoiser is None else start.clean
     if clean is None:
         clean = start.denoiser.denoise(atoms, steps=steps, callback=meter.step)
+    # In water the crystal is that of the oxygens.
+    clean = acting_part(clean, getattr(getattr(start.denoiser, "config", None), "acts_on", ""))
     labels = structure_types(clean)
     return clean, labels, defect_report(clean, labels)
 

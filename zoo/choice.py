@@ -187,7 +187,7 @@ def _composition(atoms: Atoms) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         (number,) = n
         types = len(np.unique(_species(atoms)))
         if types > 1:
-            return f"{types} LAMMPS types", (), _by_number(types)
+            return f"{types} LAMMPS types (name them with --species)", (), _by_number(types)
         if number == 0:
             return "one unknown species", (), ("element", "ice")
         return words, (), ("ice", "element") if number == _OXYGEN else ("element",)
@@ -198,7 +198,7 @@ def _composition(atoms: Atoms) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         guests = len(atoms) - n[_HYDROGEN] - n[_OXYGEN]
         low, high = (1.8, 2.2) if not guests else (1.3, 3.5)  # methane brings hydrogen, CO2 oxygen
         if guests <= n[_OXYGEN] / 2 and low <= n[_HYDROGEN] / n[_OXYGEN] <= high:
-            special = ("ice",)
+            special = ("ice", "element")
     return words, special, _by_number(len(n))
 
 
@@ -261,7 +261,7 @@ def _judge(
     clean = denoiser.denoise(atoms, steps=steps, callback=callback)
     seconds = time.perf_counter() - started
     names = clean.arrays["structure_type"].astype(str)
-    # Of water only the oxygens are told.
+    # Guests in ice are "other".
     counts = counts & np.isin(names, denoiser.head.classes)
     crystal = counts & (names != DISORDERED)
     n, n_crystal = int(counts.sum()), int(crystal.sum())

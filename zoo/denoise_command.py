@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zoo.errors import StructureError, ZooError
 
 if TYPE_CHECKING:
-    import numpy as np
     from ase import Atoms
 
 INTERRUPTED = 130
@@ -98,7 +97,8 @@ def run(job: Job) -> int:
         with writer:
             start = begin(job.checkpoint, first, job, meter)
             judged = getattr(start.denoiser, "head", None) is not None
-            tally = _Tally(judged) if job.analyze else None
+            config = getattr(start.denoiser, "config", None)
+            tally = _Tally(judged, getattr(config, "acts_on", "")) if job.analyze else None
             painted = _painted(job, writer, judged)
             with meter:
                 _denoise_all(start, first, frames, job, writer, meter, tally, painted)
@@ -227,8 +227,9 @@ def _denoise_all(
 class _Tally:
     """Structure fractions before and after, averaged over the frames."""
 
-    def __init__(self, judged: bool) -> None:
+    def __init__(self, judged: bool, acts_on: str = "") -> None:
         self._judged = judged  # whether the checkpoint gives a verdict
+        self._acts_on = acts_on  # the element whose sites are the crystal, or nothing for all atoms
         self._before: Counter[str] = Counter()
         self._after: Counter[str] = Counter()
         self._verdict: Counter[str] = Counter()
@@ -240,10 +241,14 @@ class _Tally:
         import numpy as np
 
         from zoo.analysis.crystals import store_labels, structure_fractions, structure_types
+        from zoo.riders import riders
 
-        self._before.update(structure_fractions(structure_types(atoms)))
-        labels: np.ndarray[Any, Any] = structure_types(denoised)
-        self._after.update(structure_fractions(labels))
+        acting = riders(atoms, self._acts_on).acting if self._acts_on else np.arange(len(atoms))
+        self._before.update(structure_fractions(structure_types(atoms[acting])))
+        of_them = structure_types(denoised[acting])
+        self._after.update(structure_fractions(of_them))
+        labels = np.zeros(len(atoms), dtype=np.int64)
+        labels[acting] = of_them
         self._frames += 1
         if self._judged:
             names, counts = np.unique(denoised.arrays["structure_type"], return_counts=True)

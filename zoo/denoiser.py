@@ -273,7 +273,7 @@ class Denoiser:
         A new object with every array, the cell, pbc, constraints and info of the input.  Results of
         a calculator belong to the old positions and are left out.  Where the checkpoint acts on one element
         (``acts_on``), what is bonded to such an atom moves with it and the rest stays.  ``info`` gains
-        ``denoise_mean_displacement`` (Å, over the atoms that are not held, one per step taken),
+        ``denoise_mean_displacement`` (Å, over the atoms that are denoised and not held, one per step taken),
         ``denoise_steps``, ``denoise_converged``, ``denoise_stalled`` (it ended because displacements no
         longer shrank, as happens in liquids and in lattices the checkpoint was not trained on) and
         ``denoise_checkpoint``.  If the checkpoint has a head, arrays of the atoms gain ``structure_type``
@@ -295,9 +295,13 @@ class Denoiser:
         result = atoms.copy()
         moved: list[float] = []
         start = positions = atoms.get_positions()
+        held = _held(atoms)
         converged = stalled = False
         for step in self._steps(acting, steps):
-            positions = step.positions if part is None else part.carried(start, step.positions)
+            positions = step.positions
+            if part is not None:
+                positions = part.carried(start, step.positions)
+                positions[held] = start[held]
             moved.append(step.mean)
             converged, stalled = step.converged, step.stalled
             if callback is not None:

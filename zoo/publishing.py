@@ -30,7 +30,7 @@ FRONT_MATTER = ("license", "library_name", "tags")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
-_FIGURE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
+_FIGURE = re.compile(r"!\[.*?\]\(\s*([^()\s]+)[^()]*\)", re.DOTALL)
 _PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_FIGURE = 2**20
 """Bytes; a card is read on slow connections too."""
@@ -306,7 +306,10 @@ def check_inference(folder: Path, kind: str) -> None:
 
         crystal = bulk("CuZn", "cesiumchloride", a=2.95) * (4, 4, 4)  # two species, for those that want them
         crystal.positions += np.random.default_rng(0).normal(0, 0.05, (len(crystal), 3))
-        moved = Denoiser.from_pretrained(folder, source="local").denoise(crystal, steps=1).positions
+        denoiser = Denoiser.from_pretrained(folder, source="local")
+        if denoiser.config.acts_on:
+            crystal.symbols = denoiser.config.acts_on
+        moved = denoiser.denoise(crystal, steps=1).positions
     else:
         from zoo.molecules.molecule import Molecule
         from zoo.score_dynamics import ScoreDynamics

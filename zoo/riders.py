@@ -2,7 +2,8 @@
 
 Where a molecule is one site of a crystal, as water is in ice, the lattice is that of one of its atoms.  Only
 those are denoised and judged.  What is bonded to one of them moves with it, as a rigid body, and shares its
-verdict; the rest (guests in cages, ions, a surface) stays where it is.
+verdict; the rest (guests in cages, ions, a surface) stays where it is.  An atom of that element that is
+bonded to anything but hydrogen, such as the oxygens of CO2, is of another molecule and stays, too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from zoo.graph import complete_cell
 
 Array = npt.NDArray[np.float64]
 
+#: And one nearer than this (Å) to an atom of a third element is of another molecule: C-O is 1.16 to 1.45 Å.
+FOREIGN = 1.6
 #: Atoms nearer than this (Å) to one that is denoised ride with it: O-H is about 1 Å, a hydrogen bond 1.8.
 BONDED = 1.3
 
@@ -44,6 +47,11 @@ class Riders:
         return before + np.where((self.host >= 0)[:, None], shift[self.host], 0.0)
 
 
+def acting_part(atoms: Atoms, symbol: str) -> Atoms:
+    """The atoms that are denoised, alone; all of them where ``symbol`` is empty."""
+    return atoms[riders(atoms, symbol).acting] if symbol else atoms
+
+
 def riders(atoms: Atoms, symbol: str) -> Riders:
     """Divide a structure for a denoiser that acts on one element.
 
@@ -51,7 +59,7 @@ def riders(atoms: Atoms, symbol: str) -> Riders:
 
     Raises
     ------
-    StructureError : there are several species, and that element is none of them.
+    StructureError : there are several species, and that element is none of them or always in other molecules.
     """
     numbers = np.asarray(atoms.numbers)
     chosen = numbers == atomic_numbers[symbol]
@@ -64,17 +72,21 @@ def riders(atoms: Atoms, symbol: str) -> Riders:
                 "species of LAMMPS types (--species), or use another checkpoint"
             )
         chosen[:] = True
+    box = complete_cell(atoms.cell[:], np.asarray(atoms.pbc, dtype=bool))
+    i, j, d = vesin.NeighborList(cutoff=FOREIGN, full_list=True).compute(
+        points=atoms.positions, box=box, periodic=list(map(bool, atoms.pbc)), quantities="ijd"
+    )
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    foreign = ~chosen & ~np.isin(numbers, (0, 1))
+    chosen[i[chosen[i] & foreign[j]]] = False
+    if not chosen.any():
+        raise StructureError(f"every {symbol} is bonded to another element: there is none to denoise")
     acting = np.flatnonzero(chosen)
     host = np.full(len(atoms), -1, dtype=np.int64)
     host[acting] = np.arange(len(acting))
     if len(acting) == len(atoms):
         return Riders(acting, host)
-    box = complete_cell(atoms.cell[:], np.asarray(atoms.pbc, dtype=bool))
-    i, j, d = vesin.NeighborList(cutoff=BONDED, full_list=True).compute(
-        points=atoms.positions, box=box, periodic=list(map(bool, atoms.pbc)), quantities="ijd"
-    )
-    i, j = i.astype(np.int64), j.astype(np.int64)
-    bonds = ~chosen[i] & chosen[j]
+    bonds = ~chosen[i] & chosen[j] & (d < BONDED) & ~foreign[i] & (numbers[i] != numbers[acting[0]])
     i, j, d = i[bonds], j[bonds], d[bonds]
     order = np.argsort(-d, kind="stable")  # the nearest one is written last
     host[i[order]] = host[j[order]]

@@ -59,7 +59,7 @@ def test_denoise_an_upload(client: Any) -> None:
     assert summary["fractions_before"]["bcc"] < 0.9
     structure, picture = map(Path, files)
     assert structure.name == "Fe-1.00-denoised.extxyz"
-    assert set(read(structure).arrays["structure_type"]) == {3}
+    assert set(read(structure).arrays["site_type"]) == {3}
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -174,7 +174,7 @@ def test_two_visitors_at_once_get_each_their_own(page_url: str, tmp_path: Path) 
     for (name, job), label in zip(clients, (3, 2), strict=True):
         summary, files = job.result(timeout=120)
         assert summary["formula"] == name[:2]
-        values, counts = np.unique(read(files[0]).arrays["structure_type"], return_counts=True)
+        values, counts = np.unique(read(files[0]).arrays["site_type"], return_counts=True)
         assert values[counts.argmax()] == label
 
 

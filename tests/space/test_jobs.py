@@ -87,7 +87,8 @@ def test_output_keeps_every_array_of_the_input(tmp_path: Path) -> None:
     np.testing.assert_allclose(out.arrays["charge_of_mine"], atoms.arrays["charge_of_mine"])
     np.testing.assert_allclose(out.positions[0], atoms.positions[0])
     assert out.info["label"] == "<b>mine</b>"
-    assert set(out.arrays["structure_type"]) == {1}
+    assert set(out.arrays["structure_type"]) == {"fcc"}
+    assert set(out.arrays["site_type"]) == {1}
     assert result.structure.name == "mine-denoised.extxyz"
 
 

@@ -115,7 +115,7 @@ def test_from_an_upload_to_the_denoised_file(visitor: Visitor, tmp_path: Path) -
     page.wait_for_selector("#denoise-files a[download$='.png']")
     structure = visitor.download("denoise", ".extxyz", tmp_path)
     atoms = read(structure)
-    assert set(atoms.arrays["structure_type"]) == {3}
+    assert set(atoms.arrays["site_type"]) == {3}
     assert visitor.download("denoise", ".png", tmp_path).read_bytes().startswith(b"\x89PNG")
 
 

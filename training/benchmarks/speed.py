@@ -3,7 +3,7 @@
     python -m training.benchmarks.speed
     python -m training.benchmarks.speed --record
     python -m training.benchmarks.speed --checkpoint denoiser-binaries --crystal NaCl --cells 6 11 24 --record
-    python -m training.benchmarks.speed --checkpoint denoiser-silica --crystal quartz --cells 4 8 18 --record
+    python -m training.benchmarks.speed --checkpoint denoiser-ice --crystal ice --cells 6 12 24 --record
 
 Every size runs in a process of its own, so that its peak memory is its own.  Prints microseconds
 per atom and step, the share of the neighbour search, the peak memory, and the exponent with which

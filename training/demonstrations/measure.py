@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read, write
+from ase.io import read
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -32,6 +32,7 @@ from zoo.analysis.crystals import (
 from zoo.analysis.extended_defects import neighbors, planar_faults
 from zoo.analysis.point_defects import nearest_distance
 from zoo.denoiser import Denoiser
+from zoo.structures import FrameWriter, read_frames
 from zoo.verdict_names import CODES, is_verdict
 
 #: Steps of denoising, at most.
@@ -106,11 +107,9 @@ def denoised(path: Path, denoiser: Denoiser, digest: str) -> Atoms:
     """
     kept = path.with_name(f"denoised-{digest[:12]}-{path.name}")
     if not kept.is_file():
-        partial = path.with_name("partial-" + kept.name)
-        write(partial, denoiser.denoise(read(path), STEPS), format="extxyz")
-        partial.replace(kept)
-    atoms = read(kept)
-    assert isinstance(atoms, Atoms)
+        with FrameWriter(kept, format="extxyz") as writer:  # which writes names with spaces, and whole files
+            writer.write(denoiser.denoise(read(path), STEPS))
+    (atoms,) = read_frames(kept)
     return atoms
 
 

@@ -2,5 +2,5 @@
 
 python -m training.benchmarks.polymorphs.silica --out build/polymorphs
 python -m training.benchmarks.polymorphs.ice --out build/polymorphs
-python -m training.benchmarks.polymorphs --checkpoint denoiser-silica --data build/polymorphs
+python -m training.benchmarks.polymorphs --checkpoint denoiser-ice --data build/polymorphs
 """

@@ -2,7 +2,7 @@
 
     python -m training.benchmarks.polymorphs.silica --out build/polymorphs
     python -m training.benchmarks.polymorphs.ice --out build/polymorphs
-    python -m training.benchmarks.polymorphs --checkpoint denoiser-silica --data build/polymorphs --record
+    python -m training.benchmarks.polymorphs --checkpoint denoiser-ice --data build/polymorphs --record
 
 Per phase, potential and temperature, over all snapshots: the share of atoms to which the verdict gives the
 name of the phase, in the raw snapshot and after denoising, its mean confidence and its expected calibration

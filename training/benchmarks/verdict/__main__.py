@@ -6,8 +6,8 @@
 
 Crystals at their melting points, where every atom is taken for one of the crystal, and melts, where none is;
 at interfaces the truth is the label of each atom after a quench of the same frame (`interfaces`).  A quench
-also lets the crystal grow by what is about to join it; how many atoms are crystalline there but not by the
-verdict is told, and how far the quench moved these, in units of how far it moved the atoms of the crystal.
+also lets the crystal grow by what is about to join it; how many atoms are crystalline there and disordered by
+the verdict is told, and how far the quench moved these, in units of how far it moved the crystal's atoms.
 
 Beside the verdict: the same classifiers as for the quench, on the raw and on the denoised frame.  The
 expected calibration error compares confidence with the share of right verdicts in fifteen bins, over all
@@ -61,9 +61,9 @@ def measure(
         clean = denoiser.denoise(frame, steps)
         if cold is not None:
             distance = find_mic(cold.positions - frame.positions, frame.cell, frame.pbc)[1]
-            for agreed in (True, False):
-                same = (clean.arrays["structure_type"] == truth) == agreed
-                moved[agreed].append(distance[same & (truth != DISORDERED)])
+            crystal = truth != DISORDERED
+            moved[True].append(distance[crystal & (clean.arrays["structure_type"] == truth)])
+            moved[False].append(distance[crystal & (clean.arrays["structure_type"] == DISORDERED)])
         raw.append(named(frame) == truth)
         after.append(named(clean) == truth)
         verdict.append(clean.arrays["structure_type"] == truth)
@@ -81,10 +81,10 @@ def measure(
         "steps": float(np.mean(taken)),
     }
     if moved[True]:
-        crystal, only = (np.concatenate(moved[agreed]) for agreed in (True, False))
+        agreed, only = (np.concatenate(moved[both]) for both in (True, False))
         row["crystal_in_quench_only"] = len(only) / len(right)
         # How far the quench had to move them, beside what vibrates.
-        row["their_way_in_the_quench"] = float(np.median(only) / np.median(crystal)) if len(only) else None
+        row["their_way_in_the_quench"] = float(np.median(only) / np.median(agreed)) if len(only) else None
     return row, (confidence, right)
 
 
