@@ -196,7 +196,11 @@ def test_md_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: pytest.
     assert frames[2].cell[2, 2] / frames[0].cell[2, 2] == pytest.approx(
         np.exp(0.02 * simulation.rate), abs=1e-7 if simulation.rate else 1e-2
     )
+    still = md.minimised(simulation, files[0])
+    assert len(still) == len(frames[0]) and np.linalg.norm(still.positions - frames[0].positions) > 0
     monkeypatch.setattr(md, "load_lammps", lambda: pytest.fail("nothing is left to simulate"))
+    monkeypatch.setattr(md, "quenched", lambda *_: pytest.fail("it was minimised before"))
+    assert md.minimised(simulation, files[0]) == still
     assert md.simulate(simulation, tmp_path, **size) == files[:2]
     with pytest.raises(SystemExit, match="seed 1, not 2"):
         md.simulate(simulation, tmp_path, seed=2, **size)
@@ -219,6 +223,7 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return path
 
     monkeypatch.setattr(md, "simulate", simulate)
+    monkeypatch.setattr(md, "minimised", lambda simulation, path, potentials: loops().clean)
     for name in ("nucleus", "dislocations"):
         monkeypatch.setattr(figures, name, draw)
     return out
@@ -246,6 +251,8 @@ def test_recorded_on_a_copy_and_shown_in_its_card(
     assert section["seed"] == 1
     assert section["potentials"] == {"nucleus": "Cu_mishin1.eam.alloy", "bcc": "Fe_mm.eam.fs"}
     assert [row["demonstration"] for row in section["results"]] == ["nucleus"] * 3 + ["bcc"]
+    last = section["results"][-1]
+    assert last["minimised_lines"] == 2 and last["minimised_bcc"] > last["raw_bcc"]
     assert json.loads((simulated / "demonstrations.json").read_text())["bcc"] == section["results"][3:]
     assert sorted(path.name for path in (folder / "figures").iterdir()) == ["bcc.png", "nucleus.png"]
 

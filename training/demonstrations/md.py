@@ -26,6 +26,7 @@ from ase.io import read, write
 
 from training.benchmarks.dc3.materials import Material, _cubic
 from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps
+from training.benchmarks.verdict.interfaces import quenched
 from training.demonstrations.cells import looped, seeded
 
 TIMESTEP = 0.002
@@ -205,7 +206,7 @@ def simulate(
             temperature_K=simulation.temperature,
             measured_temperature_K=float(lmp.get_thermo("temp")),
             time_ps=simulation.time(index),
-            strain_z=float(np.expm1(simulation.rate * simulation.time(index))),
+            strain_z=float(np.expm1(simulation.rate * simulation.time(index))) + 0.0,  # never -0.0
             pair_style=simulation.material.pair_style,
             potential=simulation.material.pair_coeff[0],
             seed=seed,
@@ -226,6 +227,21 @@ def simulate(
         )
     lmp.close()
     return done
+
+
+def minimised(simulation: Simulation, path: Path, potentials: Path | None = None) -> Atoms:
+    """A snapshot at the nearest minimum of its energy in the same box; kept beside it.
+
+    That is physics' own way to take vibration out of a crystal, and an answer to compare with.
+    """
+    kept = path.with_name("minimised-" + path.name)
+    if not kept.is_file():
+        partial = path.with_name("partial-" + kept.name)
+        write(partial, quenched(simulation.material, read(path), potentials), format="extxyz")
+        os.replace(partial, kept)
+    atoms = read(kept)
+    assert isinstance(atoms, Atoms)
+    return atoms
 
 
 def _check_same_run(snapshot: Path, n_atoms: int, seed: int) -> None:

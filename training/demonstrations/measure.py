@@ -83,6 +83,7 @@ class Pair:
     by : what gave ``labels``, `VERDICT` or `CNA`.
     confidence : (n_atoms,) of the verdict; None without one.
     raw_lines, lines : dislocations, where they were asked for.
+    minimised : the same atoms at the nearest minimum of their energy, if that was looked for.
     """
 
     raw: Atoms
@@ -93,6 +94,7 @@ class Pair:
     confidence: FloatArray | None
     raw_lines: Lines | None = None
     lines: Lines | None = None
+    minimised: Atoms | None = None
 
     @property
     def time(self) -> float:
@@ -113,7 +115,7 @@ def denoised(path: Path, denoiser: Denoiser, digest: str) -> Atoms:
     return atoms
 
 
-def pair(raw: Atoms, clean: Atoms, *, dislocations: bool) -> Pair:
+def pair(raw: Atoms, clean: Atoms, *, dislocations: bool, minimised: Atoms | None = None) -> Pair:
     """Name the atoms of both; with ``dislocations``, find the lines of both as well.
 
     Raises
@@ -126,11 +128,15 @@ def pair(raw: Atoms, clean: Atoms, *, dislocations: bool) -> Pair:
     else:
         by, confidence, labels = CNA, None, adaptive_cna(clean)
     lines = (Lines.of(raw), Lines.of(clean)) if dislocations else (None, None)
-    return Pair(raw, clean, adaptive_cna(raw), labels, by, confidence, *lines)
+    return Pair(raw, clean, adaptive_cna(raw), labels, by, confidence, *lines, minimised=minimised)
 
 
 def row(simulation: Simulation, found: Pair) -> dict[str, Any]:
-    """What was counted in a snapshot, as one row of the metrics; ``raw_...`` before denoising."""
+    """What was counted in a snapshot, as one row of the metrics.
+
+    ``raw_...`` is before denoising, ``cna_...`` after it by `CNA` whatever named the atoms otherwise, and
+    ``minimised_...`` by `CNA` and DXA of the snapshot at the minimum of its energy.
+    """
     out: dict[str, Any] = {
         "demonstration": simulation.name,
         "material": simulation.material.key,
@@ -139,7 +145,8 @@ def row(simulation: Simulation, found: Pair) -> dict[str, Any]:
         "atoms": len(found.raw),
         "steps": int(found.clean.info["denoise_steps"]),
     }
-    for prefix, labels in (("raw_", found.raw_labels), ("", found.labels)):
+    analysed = found.labels if found.by == CNA else adaptive_cna(found.clean)
+    for prefix, labels in (("raw_", found.raw_labels), ("cna_", analysed), ("", found.labels)):
         for name, label in (("fcc", FCC), ("hcp", HCP), ("bcc", BCC)):
             out[prefix + name] = int((labels == label).sum())
         out[prefix + "disordered"] = int((labels == OTHER).sum())
@@ -152,8 +159,12 @@ def row(simulation: Simulation, found: Pair) -> dict[str, Any]:
         out["nucleus"] = len(nucleus)
         planes = _planes(found)
         return out | {key: planes.get(kind, 0) for key, kind in PLANES.items()}
-    out["strain"] = round(float(found.raw.info["strain_z"]), 6)
-    for prefix, lines in (("raw_", found.raw_lines), ("", found.lines)):
+    out["strain"] = round(float(found.raw.info["strain_z"]), 6) + 0.0  # never -0.0
+    ways = [("raw_", found.raw_lines), ("", found.lines)]
+    if found.minimised is not None:
+        ways.append(("minimised_", Lines.of(found.minimised)))
+        out["minimised_bcc"] = int((adaptive_cna(found.minimised) == BCC).sum())
+    for prefix, lines in ways:
         out[prefix + "lines"] = lines.number
         out[prefix + "length_angstrom"] = round(lines.length, 1)
         for key, (number, length) in lines.families.items():
