@@ -127,8 +127,8 @@ def pair(raw: Atoms, clean: Atoms, *, dislocations: bool, minimised: Atoms | Non
         labels = np.array([CODES[name] for name in clean.arrays["structure_type"]], dtype=np.int64)
     else:
         by, confidence, labels = CNA, None, adaptive_cna(clean)
-    lines = (Lines.of(raw), Lines.of(clean)) if dislocations else (None, None)
-    return Pair(raw, clean, adaptive_cna(raw), labels, by, confidence, *lines, minimised=minimised)
+    raw_lines, lines = (Lines.of(raw), Lines.of(clean)) if dislocations else (None, None)
+    return Pair(raw, clean, adaptive_cna(raw), labels, by, confidence, raw_lines, lines, minimised)
 
 
 def row(simulation: Simulation, found: Pair) -> dict[str, Any]:
