@@ -288,10 +288,7 @@ class Denoiser:
         if not isinstance(steps, int | np.integer) or steps < 1:
             raise StructureError(f"steps is {steps!r}: give a whole number, at least 1")
         check_structure(atoms)
-        part = self._part(atoms)
-        acting = atoms if part is None else atoms[part.acting]
-        if len(acting) < len(atoms):
-            check_structure(acting, f"the {self.config.acts_on} of the structure")
+        part, acting = self._part(atoms)
         result = atoms.copy()
         moved: list[float] = []
         start = positions = atoms.get_positions()
@@ -321,9 +318,20 @@ class Denoiser:
         )
         return result
 
-    def _part(self, atoms: Atoms) -> Riders | None:
-        """Who is denoised and who rides along; None where all atoms are denoised."""
-        return riders(atoms, self.config.acts_on) if self.config.acts_on else None
+    def _part(self, atoms: Atoms) -> tuple[Riders | None, Atoms]:
+        """Who is denoised and who rides along, None where all atoms are denoised; and the former, checked.
+
+        Raises
+        ------
+        StructureError : there are none, or they alone are no structure.
+        """
+        if not self.config.acts_on:
+            return None, atoms
+        part = riders(atoms, self.config.acts_on)
+        acting = atoms[part.acting]
+        if len(acting) < len(atoms):
+            check_structure(acting, f"the {self.config.acts_on} of the structure")
+        return part, acting
 
     def _species(self, atoms: Atoms) -> npt.NDArray[np.int64]:
         """(n_atoms,) what tells species apart: elements, or LAMMPS types where no element is known.
@@ -441,10 +449,7 @@ class Denoiser:
         if self.head is None:
             raise CheckpointError(f"{self.name} {self.config.version} gives no verdict, it only denoises")
         check_structure(atoms)
-        part = self._part(atoms)
-        acting = atoms if part is None else atoms[part.acting]
-        if len(acting) < len(atoms):
-            check_structure(acting, f"the {self.config.acts_on} of the structure")
+        part, acting = self._part(atoms)
         positions, cell = acting.positions, acting.cell[:]
         scale = length_scale(positions, cell, acting.pbc)
         graph = neighbor_graph(positions, cell, acting.pbc, self.cutoff, scale, self._species(acting))

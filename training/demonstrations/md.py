@@ -11,7 +11,6 @@ one: run the same command again after an interruption and it continues.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ase import Atoms
-from ase.io import read, write
+from ase.io import read
 
 from training.benchmarks.dc3.materials import Material, _cubic
-from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps
+from training.benchmarks.dc3.md import (
+    advance,
+    define_system,
+    force_field,
+    frame_of,
+    load_lammps,
+    write_snapshot,
+)
 from training.benchmarks.verdict.interfaces import quenched
 from training.demonstrations.cells import looped, seeded
 
@@ -81,10 +87,10 @@ def _melt_around(lmp: Any, simulation: Simulation, seed: int) -> None:
     lmp.command("velocity held set 0.0 0.0 0.0")
     lmp.command("fix move loose nve")
     lmp.command(f"fix thermostat loose temp/csvr {hot} {hot} 0.1 {seed}")
-    _steps(lmp, 1.6)
+    advance(lmp, 1.6, TIMESTEP, at_once=200)
     lmp.command("unfix thermostat")
     lmp.command(f"fix thermostat loose temp/csvr {temperature} {temperature} 0.1 {seed}")
-    _steps(lmp, 1.0)
+    advance(lmp, 1.0, TIMESTEP, at_once=200)
     lmp.command("unfix thermostat")
     lmp.command("unfix move")
     # Half of what the seed gets now goes into the potential energy of its perfect lattice.
@@ -100,7 +106,7 @@ def _relax_and_heat(lmp: Any, simulation: Simulation, seed: int) -> None:
     lmp.command(f"velocity all create {2 * temperature} {1000 + seed} mom yes rot no dist gaussian")
     lmp.command("fix barostat all nph aniso 0.0 0.0 0.5")
     lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed}")
-    _steps(lmp, 2.0)
+    advance(lmp, 2.0, TIMESTEP, at_once=200)
     lmp.command("unfix thermostat")
     lmp.command("unfix barostat")
 
@@ -197,7 +203,7 @@ def simulate(
     for index in range(len(done) + 1, simulation.frames + 1):
         started = time.perf_counter()
         if index > 1:
-            _steps(lmp, simulation.every)
+            advance(lmp, simulation.every, TIMESTEP, at_once=200)
         else:
             lmp.command("run 0")
         frame = frame_of(lmp, simulation.material)
@@ -214,10 +220,8 @@ def simulate(
             made=datetime.now(UTC).date().isoformat(),
         )
         path = folder / f"{index:03d}.extxyz.gz"
-        partial = path.with_name("partial-" + path.name)
         lmp.command(f"write_restart {folder / f'restart.{index:03d}'}")
-        write(partial, frame, format="extxyz")
-        os.replace(partial, path)
+        write_snapshot(path, frame)
         (folder / f"restart.{index - 1:03d}").unlink(missing_ok=True)
         done.append(path)
         print(
@@ -236,9 +240,7 @@ def minimised(simulation: Simulation, path: Path, potentials: Path | None = None
     """
     kept = path.with_name("minimised-" + path.name)
     if not kept.is_file():
-        partial = path.with_name("partial-" + kept.name)
-        write(partial, quenched(simulation.material, read(path), potentials), format="extxyz")
-        os.replace(partial, kept)
+        write_snapshot(kept, quenched(simulation.material, read(path), potentials))
     atoms = read(kept)
     assert isinstance(atoms, Atoms)
     return atoms
@@ -253,11 +255,3 @@ def _check_same_run(snapshot: Path, n_atoms: int, seed: int) -> None:
                 f"error: {snapshot.parent} holds a run with {key} {found}, not {wanted[key]}: "
                 "use its settings to continue it, or another --out"
             )
-
-
-def _steps(lmp: Any, picoseconds: float) -> None:
-    """Advance in slices, so that Ctrl-C is answered soon."""
-    n = round(picoseconds / TIMESTEP)
-    while n > 0:
-        lmp.command(f"run {min(n, 200)}")
-        n -= 200

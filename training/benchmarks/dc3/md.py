@@ -184,10 +184,10 @@ def run(
     lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} {0.1 * ps} {seed + len(done)}")
     lmp.command("thermo 0")
     if not done:
-        _steps(lmp, equilibrate)
+        advance(lmp, equilibrate)
     for index in range(len(done) + 1, total + 1):
         started = time.perf_counter()
-        _steps(lmp, every)
+        advance(lmp, every)
         frame = frame_of(lmp, material)
         frame.info.update(
             material=material.key,
@@ -203,10 +203,8 @@ def run(
             made=datetime.now(UTC).date().isoformat(),
         )
         path = folder / f"{index:03d}.extxyz.gz"
-        partial = path.with_name("partial-" + path.name)
         lmp.command(f"write_restart {folder / f'restart.{index:03d}'}")
-        write(partial, frame, format="extxyz")
-        os.replace(partial, path)
+        write_snapshot(path, frame)
         (folder / f"restart.{index - 1:03d}").unlink(missing_ok=True)
         seconds = time.perf_counter() - started
         print(
@@ -230,12 +228,19 @@ def _check_same_run(snapshot: Path, n_atoms: int, first_time: float, seed: int) 
             )
 
 
-def _steps(lmp: Any, picoseconds: float) -> None:
-    """Advance in slices of 1 ps, so that Ctrl-C is answered soon."""
-    n = round(picoseconds / 0.001)
+def advance(lmp: Any, picoseconds: float, timestep: float = 0.001, at_once: int = 1000) -> None:
+    """Advance, both times in ps, in slices of ``at_once`` steps, so that Ctrl-C is answered soon."""
+    n = round(picoseconds / timestep)
     while n > 0:
-        lmp.command(f"run {min(n, 1000)}")
-        n -= 1000
+        lmp.command(f"run {min(n, at_once)}")
+        n -= at_once
+
+
+def write_snapshot(path: Path, atoms: Atoms) -> None:
+    """Write one snapshot; the file is whole or not there."""
+    partial = path.with_name("partial-" + path.name)
+    write(partial, atoms, format="extxyz")
+    os.replace(partial, path)
 
 
 def main(argv: list[str] | None = None) -> int:

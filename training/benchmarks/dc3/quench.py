@@ -11,12 +11,11 @@ denoiser is right not to call them crystalline.  `evaluate` compares with what t
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from ase import Atoms
-from ase.io import read, write
+from ase.io import read
 
 from training.benchmarks.dc3.materials import EVERY, Material
 from training.benchmarks.dc3.md import (
@@ -26,6 +25,7 @@ from training.benchmarks.dc3.md import (
     load_lammps,
     run_folder,
     snapshot_files,
+    write_snapshot,
 )
 
 
@@ -73,9 +73,7 @@ def main(argv: list[str] | None = None) -> int:
                 atoms = read(path)
                 result = quench(material, atoms, args.potentials)
                 result.info.update(atoms.info, quenched=True)
-                partial = target.with_name("partial-" + target.name)
-                write(partial, result, format="extxyz")
-                os.replace(partial, target)
+                write_snapshot(target, result)
                 print(f"{key} {ratio:.2f} Tm {path.name} quenched", flush=True)
     return 0
 

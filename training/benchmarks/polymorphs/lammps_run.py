@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ase import Atoms
 
 from training.benchmarks.dc3.materials import Material
-from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps
+from training.benchmarks.dc3.md import advance, define_system, force_field, frame_of, load_lammps
 from training.benchmarks.polymorphs.sites import Averager, Mean, averaged
 from training.benchmarks.polymorphs.store import fresh, save_snapshot
 
@@ -88,15 +88,15 @@ def run(
     if melt_at:
         lmp.command("fix integrate all nve")
         lmp.command(f"fix thermostat all temp/csvr {hot} {hot} 0.1 {seed}")
-        _steps(lmp, schedule.equilibrate, schedule.timestep)
+        advance(lmp, schedule.equilibrate, schedule.timestep)
         lmp.command("unfix thermostat")
     else:
         lmp.command("fix barostat all nph aniso 0.0 0.0 1.0")
     lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed}")
     path = Averager()  # follows atoms across the walls of the cell
 
-    def advance(picoseconds: float = SAMPLE) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        _steps(lmp, picoseconds, schedule.timestep)
+    def follow(picoseconds: float = SAMPLE) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        advance(lmp, picoseconds, schedule.timestep)
         low, high, *_ = lmp.extract_box()
         positions = np.array(lmp.gather_atoms("x", 1, 3)).reshape(-1, 3) - low
         lengths = np.subtract(high, low)
@@ -106,8 +106,8 @@ def run(
     for number in range(1, schedule.snapshots + 1):
         before = schedule.every - schedule.averaging + (schedule.equilibrate if number == 1 else 0)
         for _ in range(round(before / FOLLOW)):
-            advance(FOLLOW)
-        mean = averaged(advance, round(schedule.averaging / SAMPLE))
+            follow(FOLLOW)
+        mean = averaged(follow, round(schedule.averaging / SAMPLE))
         frame = frame_of(lmp, material)
         facts, on_site = judge(mean, path.distance())
         save_snapshot(
@@ -126,11 +126,3 @@ def run(
         )  # fmt: skip
     lmp.close()
     return True
-
-
-def _steps(lmp: Any, picoseconds: float, timestep: float) -> None:
-    """Advance in slices of at most 1000 steps, so that Ctrl-C is answered soon."""
-    n = round(picoseconds / timestep)
-    while n > 0:
-        lmp.command(f"run {min(n, 1000)}")
-        n -= 1000

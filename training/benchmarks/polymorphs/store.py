@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ase import Atoms
-from ase.io import read, write
+from ase.io import read
+
+from training.benchmarks.dc3.md import snapshot_files, write_snapshot
 
 #: A crystal with a smaller share of its atoms on their sites is not counted as kept.
 KEPT = 0.98
@@ -23,10 +24,6 @@ def run_folder(out: Path, name: str, potential: str, temperature: float) -> Path
     """The folder of one phase (or "silica melt", "water") at one temperature (K)."""
     parts = (name, potential, f"{temperature:g}K")
     return out / "-".join(part.replace(" ", "-").replace("/", "") for part in parts)
-
-
-def snapshot_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.extxyz.gz"))
 
 
 def fresh(folder: Path, n: int) -> bool:
@@ -49,10 +46,7 @@ def save_snapshot(
     """Write one snapshot as a whole, with the truth about each of its atoms in the array ``on_site``."""
     frame.set_array("on_site", on_site)
     frame.info.update(info, made=datetime.now(UTC).date().isoformat())
-    path = folder / f"{number:03d}.extxyz.gz"
-    partial = path.with_name("partial-" + path.name)
-    write(partial, frame, format="extxyz")
-    os.replace(partial, path)
+    write_snapshot(folder / f"{number:03d}.extxyz.gz", frame)
     told = "  ".join(
         f"{key} {info[key]:.4g}" for key in ("share_on_site", "mean_tilt_deg", "tilt_order") if key in info
     )

@@ -10,17 +10,15 @@ kept: physics' own way to take out vibration, which leaves a melt disordered.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from ase.io import write
 
 from training.benchmarks.dc3.materials import MATERIALS, Material
-from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps
+from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps, write_snapshot
 
 #: Unit cells along the box, and how hot the half that is to melt is made, in melting points.
 LENGTH, HOT = 2.5, 3.0
@@ -88,10 +86,7 @@ def simulate(
         )
         cold = quenched(material, frame, potentials)
         for name, atoms in ((f"quenched-{index:03d}", cold), (f"{index:03d}", frame)):
-            path = folder / f"{name}.extxyz.gz"
-            partial = path.with_name("partial-" + path.name)
-            write(partial, atoms, format="extxyz")
-            os.replace(partial, path)
+            write_snapshot(folder / f"{name}.extxyz.gz", atoms)
         print(f"{material.key}: {index} of {frames} snapshots of {len(frame)} atoms", flush=True)
     lmp.close()
 
