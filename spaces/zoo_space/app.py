@@ -89,6 +89,7 @@ def serving(
         from starlette.routing import Mount
         from starlette.staticfiles import StaticFiles
 
+        from zoo_space import cards_tab
         from zoo_space.viewer import ROUTE, STATIC
         from zoo_space.workers import Workers
 
@@ -116,7 +117,12 @@ def serving(
                     max_file_size=f"{bounds.upload_mb}mb",
                     theme=theme,
                     css_paths=STATIC / "style.css",
-                    app_kwargs={"routes": [Mount(f"/{ROUTE}", StaticFiles(directory=STATIC))]},
+                    app_kwargs={
+                        "routes": [
+                            Mount(path, StaticFiles(directory=folder))
+                            for path, folder in ({f"/{ROUTE}": STATIC} | cards_tab.pictures()).items()
+                        ]
+                    },
                     enable_monitoring=False,
                 )
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ from zoo import checkpoint
 from zoo.registry import Record, bundled_folder, records
 from zoo_space import pieces
 
+ROUTE = "zoo-figures"
 _PYTHON = {
     "denoiser": (
         "from ase.io import read\nfrom zoo import Denoiser\n"
@@ -56,7 +58,7 @@ def _checkpoint(record: Record) -> None:
                 _SHELL[record.kind].format(name=record.name), language="shell", label="Shell", wrap_lines=True
             )
     with gr.Accordion("Model card, with everything that was measured", open=True):
-        gr.Markdown(without_front_matter((folder / checkpoint.CARD).read_text(encoding="utf-8")))
+        gr.Markdown(as_shown((folder / checkpoint.CARD).read_text(encoding="utf-8"), record))
 
 
 def _facts(record: Record, config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -77,6 +79,13 @@ def _facts(record: Record, config: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def without_front_matter(card: str) -> str:
-    """A card as a page shows it: the YAML block is for the Hub."""
-    return re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+def as_shown(card: str, record: Record) -> str:
+    """A card as the page shows it: the YAML block is for the Hub, the pictures come from `pictures`."""
+    body = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+    return body.replace("](figures/", f"]({ROUTE}/{record.name}/")
+
+
+def pictures() -> dict[str, Path]:
+    """The folders of pictures that cards show, by the paths where the page serves them."""
+    folders = {f"/{ROUTE}/{record.name}": bundled_folder(record) / "figures" for record in records()}
+    return {path: folder for path, folder in folders.items() if folder.is_dir()}

@@ -258,7 +258,7 @@ def test_two_visitors_do_not_see_each_others_data(browser: Any, page_url: str) -
 
 
 def test_cards_say_what_the_registry_says(visitor: Visitor) -> None:
-    from zoo.registry import records
+    from zoo.registry import bundled_folder, records
 
     page = visitor.page
     visitor.tab("Checkpoints")
@@ -270,6 +270,12 @@ def test_cards_say_what_the_registry_says(visitor: Visitor) -> None:
         assert f"v{record.version}" in text
         assert f'from_pretrained("{record.name}")' in text.replace("\xa0", " ")
         assert "model-index" not in text  # the front matter is for the Hub
+        shown = page.locator("[role=tabpanel]:visible >> nth=-1").locator(".prose img")
+        assert shown.count() == len(list((bundled_folder(record) / "figures").glob("*.png")))
+        for k in range(shown.count()):
+            shown.nth(k).scroll_into_view_if_needed()
+            picture = shown.nth(k).element_handle()
+            page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture)
     visitor.tab("API")
     page.wait_for_selector("text=gradio_client")
 
