@@ -12,7 +12,7 @@ import torch
 from ase.build import bulk
 
 from training import lattices
-from training.verdict import calibration_error, draw, examples, fit, molten_sample, truth
+from training.verdict import Example, calibration_error, draw, examples, fit, joined, molten_sample, truth
 from training.verdict import main as train_verdict
 from zoo import Denoiser
 from zoo.analysis.crystals import STRUCTURES
@@ -20,7 +20,8 @@ from zoo.backbones.mace_network import MaceConfig
 from zoo.backbones.moments import MomentsConfig
 from zoo.denoiser import BACKBONES, DenoiserConfig
 from zoo.errors import CheckpointError
-from zoo.verdict import Verdict, VerdictConfig, VerdictHead
+from zoo.graph import neighbor_graph
+from zoo.verdict import Verdict, VerdictConfig, VerdictHead, averaging
 from zoo.verdict_names import CODES, DISORDERED
 
 pytest.importorskip("ovito")
@@ -138,6 +139,9 @@ def test_without_a_head_there_is_no_verdict() -> None:
         ({"classes": []}, "different names"),
         ({"classes": ["fcc", DISORDERED]}, "different names"),
         ({"width": 0}, "width"),
+        ({"reach": -1}, "reach"),
+        ({"reach": True}, "reach"),
+        ({"reach": 17}, "reach"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
         ({"extra": 1}, "must have"),
@@ -146,6 +150,9 @@ def test_without_a_head_there_is_no_verdict() -> None:
 def test_an_odd_head_is_refused(change: dict[str, Any], message: str) -> None:
     good = VerdictConfig(("fcc", "bcc")).to_dict()
     assert VerdictConfig.from_dict(good) == VerdictConfig(("fcc", "bcc"))
+    assert "reach" not in good  # as heads were written before there was one
+    far = VerdictConfig(("fcc", "bcc"), reach=4)
+    assert VerdictConfig.from_dict(far.to_dict()) == far
     assert VerdictConfig.from_dict({}) is None
     with pytest.raises(CheckpointError, match=message):
         VerdictConfig.from_dict({**good, **change})
@@ -203,13 +210,13 @@ def test_a_temperature_makes_an_overconfident_head_honest() -> None:
         y = rng.integers(0, 2, n)
         x = rng.normal(0, 0.05, (n, 3)) + np.eye(3)[y]
         seen = np.where(rng.random(n) < 2 / 3, y, 1 - y)
-        return [(torch.tensor(x, dtype=torch.float32), torch.tensor(seen))]
+        return [Example(torch.tensor(x, dtype=torch.float32), torch.tensor(seen))]
 
     head = fit(VerdictConfig(("a",), width=8), half(3000), half(3000), 0)
-    (features, labels) = half(3000)[0]
+    fresh = half(3000)[0]
     with torch.no_grad():
-        verdict = head.verdict(features)
-    right = verdict.probabilities.argmax(1) == labels.numpy()
+        verdict = head.verdict(fresh.features)
+    right = verdict.probabilities.argmax(1) == fresh.truth.numpy()
     assert verdict.confidence.mean() == pytest.approx(2 / 3, abs=0.04)
     assert calibration_error(verdict.confidence, right) < 0.04
 
@@ -217,13 +224,65 @@ def test_a_temperature_makes_an_overconfident_head_honest() -> None:
 def test_examples_depend_on_the_seed_only() -> None:
     denoiser = untrained("moments")
 
-    def some(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def some(seed: int) -> list[Example]:
         return examples(denoiser, denoiser.config.lattices, 2, seed, lambda numbers: numbers)
 
-    for (x, y), (u, v) in zip(some(1), some(1), strict=True):
-        assert torch.equal(x, u)
-        assert torch.equal(y, v)
-    assert some(1)[0][0].shape != some(2)[0][0].shape or not torch.equal(some(1)[0][0], some(2)[0][0])
+    for one, two in zip(some(1), some(1), strict=True):
+        assert torch.equal(one.features, two.features)
+        assert torch.equal(one.truth, two.truth)
+    first, other = some(1)[0].features, some(2)[0].features
+    assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_averages_are_over_an_atom_and_its_neighbours() -> None:
+    """On a cubic lattice an atom has six neighbours here; what only one atom has spreads by a seventh."""
+    crystal = bulk("Po", "sc", a=1.0).repeat(5)
+    graph = neighbor_graph(crystal.positions, crystal.cell[:], True, 1.3)
+    average = averaging(graph, 1.3)
+    spread = torch.sparse.mm(average, torch.eye(len(crystal))[:, :1])[:, 0]
+    assert spread.sum() == pytest.approx(1, abs=1e-6)
+    assert (spread > 0).sum() == 7
+    assert spread[0] == pytest.approx(1 / 7, abs=1e-6)
+    # a neighbour at the cutoff no longer counts, one just before it hardly
+    pair = [[0, 0, 0], [1.2999, 0, 0]]
+    apart = averaging(neighbor_graph(np.array(pair), np.eye(3), False, 1.3), 1.3).to_dense()
+    assert apart[0, 1] < 1e-5
+
+
+def test_a_head_with_a_reach_knows_by_its_neighbours_what_single_atoms_do_not_tell() -> None:
+    """Two kinds of crystals whose atoms look alike, but on average differ a little."""
+    rng = np.random.default_rng(3)
+    crystal = bulk("Po", "sc", a=1.0).repeat(6)
+    average = averaging(neighbor_graph(crystal.positions, crystal.cell[:], True, 1.3), 1.3)
+
+    def crystals(n: int) -> list[Example]:
+        kinds = rng.integers(0, 2, n)
+        x = [rng.normal(0.5 * kind, 1.0, (len(crystal), 2)) for kind in kinds]
+        return [
+            Example(torch.tensor(one, dtype=torch.float32), torch.full((len(crystal),), int(kind)), average)
+            for one, kind in zip(x, kinds, strict=True)
+        ]
+
+    training, held_out, fresh = crystals(60), crystals(20), joined(crystals(20))
+    right = []
+    for reach in (0, 4):
+        head = fit(VerdictConfig(("a",), width=8, reach=reach), training, held_out, 0)
+        with torch.no_grad():
+            chosen = head.verdict(fresh.features, fresh.average).probabilities.argmax(1)
+        right.append(float((chosen == fresh.truth.numpy()).mean()))
+    assert right[0] < 0.7
+    assert right[1] > 0.95
+
+
+def test_structures_side_by_side_do_not_see_each_other() -> None:
+    crystal = bulk("Po", "sc", a=1.0).repeat(3)
+    average = averaging(neighbor_graph(crystal.positions, crystal.cell[:], True, 1.3), 1.3)
+    head = VerdictHead(2, VerdictConfig(("a",), width=4, reach=3))
+    one, two = (Example(torch.randn(27, 2), torch.zeros(27, dtype=torch.int64), average) for _ in range(2))
+    both = joined([one, two])
+    with torch.no_grad():
+        expected = torch.cat([head(each.features, each.average) for each in (one, two)])
+        torch.testing.assert_close(head(both.features, both.average), expected)
 
 
 def test_the_head_divides_by_its_temperature() -> None:

@@ -102,7 +102,10 @@ def _sample(
     return Sample(positions, cell, pbc, spacing_of(name), species_of(block), calm=calm, names=names)
 
 
-def bulk_sample(name: str, rng: np.random.Generator, n_atoms: float = 190) -> Sample:
+def bulk_sample(name: str, rng: np.random.Generator, n_atoms: float | None = None) -> Sample:
+    """A whole crystal; larger ones of silica, since in small cells all tetrahedra turn together too often."""
+    if n_atoms is None:
+        n_atoms = rng.uniform(190, 450) if name in SILICA else 190
     block = crystal_block(name, rng, n_atoms, (1, 1, 1))
     positions, cell = _strained(block, rng)
     everywhere = np.ones(len(block), dtype=bool)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from rich.progress import track
 from training import lattices, polymorph_structures
 from training.first_card import write_first_card
 from training.metrics import carry, record
-from training.polymorphs import ICE, POLYMORPHS
+from training.polymorphs import ICE, POLYMORPHS, SILICA
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
@@ -39,7 +39,7 @@ from zoo.denoiser import Denoiser
 from zoo.errors import CheckpointError, StructureError, ZooError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
-from zoo.verdict import VerdictConfig, VerdictHead, head_features
+from zoo.verdict import VerdictConfig, VerdictHead, averaging, head_features
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -56,6 +56,12 @@ _HARD = ("ice II", "ice III", "ice III")
 #: Sections of the metrics that tell of training, or of where atoms are after denoising.
 OF_THE_NETWORK = frozenset({"training", "dc3", "defects", "surfaces"})
 _EPOCHS, _BATCH, _RATE = 60, 4096, 3e-3
+_loss = torch.nn.functional.cross_entropy
+
+
+def reach_of(classes: Sequence[str]) -> int:
+    """Of the head for these crystals; alpha and beta phases differ by the mean of many atoms."""
+    return 4 if set(classes) & set(SILICA) else 0
 
 
 def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
@@ -119,10 +125,38 @@ def truth(lattice: str, sample: lattices.Sample, classes: Sequence[str]) -> IntA
     return out
 
 
+@dataclass(frozen=True)
+class Example:
+    """A structure as a head sees it: features (n, k), truth (n,), averages (n, n) if it has a reach."""
+
+    features: torch.Tensor
+    truth: torch.Tensor
+    average: torch.Tensor | None = None
+
+
+def joined(parts: Sequence[Example]) -> Example:
+    """Several structures as one, side by side."""
+    features, true = torch.cat([p.features for p in parts]), torch.cat([p.truth for p in parts])
+    averages = [part.average for part in parts if part.average is not None]
+    if not averages:
+        return Example(features, true)
+    starts = np.cumsum([0, *(len(part.truth) for part in parts)]).tolist()
+    where = torch.cat([a.indices() + start for a, start in zip(averages, starts, strict=False)], 1)
+    values = torch.cat([a.values() for a in averages])
+    n = len(true)
+    average = torch.sparse_coo_tensor(where, values, (n, n), check_invariants=False, is_coalesced=True)
+    return Example(features, true, average)
+
+
 def examples(
-    denoiser: Denoiser, classes: Sequence[str], n: int, seed: int, shown: Callable[[range], Sequence[int]]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Features and truth of the atoms of ``n`` noised and denoised structures."""
+    denoiser: Denoiser,
+    classes: Sequence[str],
+    n: int,
+    seed: int,
+    shown: Callable[[range], Sequence[int]],
+    reach: int = 0,
+) -> list[Example]:
+    """``n`` noised and denoised structures."""
     found, bare = [], Denoiser(denoiser.config, denoiser.network)
     for index in shown(range(n)):
         rng = np.random.default_rng([seed, index])
@@ -141,19 +175,36 @@ def examples(
         )
         with torch.no_grad():
             features = head_features(denoiser.network, graph)
-        found.append((features, torch.from_numpy(truth(lattice, sample, classes))))
+        average = averaging(graph, denoiser.cutoff) if reach else None
+        found.append(Example(features, torch.from_numpy(truth(lattice, sample, classes)), average))
     return found
+
+
+def _batches(training: Sequence[Example], all_of_it: Example) -> Iterator[Example]:
+    """One pass, in any order: atom by atom, or where they see one another by whole structures."""
+    if all_of_it.average is None:
+        for part in torch.randperm(len(all_of_it.truth)).split(_BATCH):
+            yield Example(all_of_it.features[part], all_of_it.truth[part])
+        return
+    waiting: list[Example] = []
+    for index in torch.randperm(len(training)).tolist():
+        waiting.append(training[index])
+        if sum(len(each.truth) for each in waiting) >= _BATCH:
+            yield joined(waiting)
+            waiting = []
+    if waiting:
+        yield joined(waiting)
 
 
 def fit(
     config: VerdictConfig,
-    training: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    held_out: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    training: Sequence[Example],
+    held_out: Sequence[Example],
     seed: int,
 ) -> VerdictHead:
     """The head that did best on what is held out, with its temperature."""
-    x, y = (torch.cat([pair[k] for pair in training]) for k in (0, 1))
-    u, v = (torch.cat([pair[k] for pair in held_out]) for k in (0, 1))
+    everything, unseen = joined(training), joined(held_out)
+    x = everything.features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = VerdictHead(x.shape[1], config)
@@ -164,20 +215,20 @@ def fit(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, lowest = {k: t.clone() for k, t in head.state_dict().items()}, float("inf")
         for _ in range(_EPOCHS):
-            for part in torch.randperm(len(x)).split(_BATCH):
+            for part in _batches(training, everything):
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(head(x[part]), y[part]).backward()
+                _loss(head(part.features, part.average), part.truth).backward()
                 optimizer.step()
                 schedule.step()
             with torch.no_grad():
-                loss = float(torch.nn.functional.cross_entropy(head(u), v))
+                loss = float(_loss(head(unseen.features, unseen.average), unseen.truth))
             if loss < lowest:
                 best, lowest = {k: t.clone() for k, t in head.state_dict().items()}, loss
     head.load_state_dict(best)
     with torch.no_grad():
-        logits = head(u)
+        logits = head(unseen.features, unseen.average)
         grid = torch.logspace(-0.7, 0.7, 141)
-        losses = [float(torch.nn.functional.cross_entropy(logits / t, v)) for t in grid]
+        losses = [float(_loss(logits / t, unseen.truth)) for t in grid]
     calibrated = VerdictHead(
         x.shape[1], replace(config, temperature=round(float(grid[np.argmin(losses)]), 4))
     )
@@ -208,6 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="the denoiser: a name from `zoo list`, or a folder")
     parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--structures", type=int, default=1500, help="drawn in all (default %(default)s)")
+    parser.add_argument(
+        "--reach",
+        type=int,
+        help="how often features are averaged over neighbours; default: what the crystals need",
+    )
     parser.add_argument("--version", help="of the new checkpoint; default: that of the old one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -236,20 +292,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return track(numbers, "structures", console=console, disable=not console.is_terminal)  # type: ignore[return-value]
 
     n_held_out = max(args.structures // 5, 1)
-    training = examples(old, classes, args.structures - n_held_out, 2 * args.seed, shown)
-    held_out = examples(old, classes, n_held_out, 2 * args.seed + 1, shown)
-    head = fit(VerdictConfig(classes), training, held_out, args.seed)
-    tested = examples(old, classes, n_held_out, 2_000_003 + args.seed, shown)
-    u, v = (torch.cat([pair[k] for pair in tested]) for k in (0, 1))
+    reach = reach_of(classes) if args.reach is None else args.reach
+    training = examples(old, classes, args.structures - n_held_out, 2 * args.seed, shown, reach)
+    held_out = examples(old, classes, n_held_out, 2 * args.seed + 1, shown, reach)
+    head = fit(VerdictConfig(classes, reach=reach), training, held_out, args.seed)
+    tested = joined(examples(old, classes, n_held_out, 2_000_003 + args.seed, shown, reach))
     with torch.no_grad():
-        verdict = head.verdict(u)
-    chosen = verdict.probabilities.argmax(1)
-    right = chosen == v.numpy()
+        verdict = head.verdict(tested.features, tested.average)
+    chosen, true = verdict.probabilities.argmax(1), tested.truth.numpy()
+    right = chosen == true
     rows = [
         {
             "class": name,
-            "atoms": int((v == k).sum()),
-            "right": float(right[v.numpy() == k].mean()) if bool((v == k).any()) else None,
+            "atoms": int((true == k).sum()),
+            "right": float(right[true == k].mean()) if (true == k).any() else None,
         }
         for k, name in enumerate(head.classes)
     ]

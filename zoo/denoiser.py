@@ -41,7 +41,7 @@ from zoo.graph import neighbor_graph
 from zoo.riders import Riders, riders
 from zoo.scale import length_scale
 from zoo.structures import check_structure
-from zoo.verdict import Verdict, VerdictConfig, VerdictHead, head_features
+from zoo.verdict import Verdict, VerdictConfig, VerdictHead, averaging, head_features
 from zoo.verdict_names import OTHER, is_verdict
 
 Array = npt.NDArray[np.float64]
@@ -454,7 +454,9 @@ class Denoiser:
         scale = length_scale(positions, cell, acting.pbc)
         graph = neighbor_graph(positions, cell, acting.pbc, self.cutoff, scale, self._species(acting))
         with torch.inference_mode():
-            verdict = self.head.verdict(head_features(self.network, graph))
+            features = head_features(self.network, graph)
+            average = averaging(graph, self.cutoff) if self.head.config.reach else None
+            verdict = self.head.verdict(features, average)
         if part is None or len(acting) == len(atoms):
             return verdict
         probabilities = np.pad(verdict.probabilities, ((0, 1), (0, 1)))

@@ -9,6 +9,10 @@ random packings and lattices displaced beyond recognition for disorder.  Its log
 temperature found on structures held out from that (Guo, Pleiss, Sun & Weinberger, ICML 2017,
 arXiv:1706.04599), so that of such atoms with a confidence of 0.9 nine in ten are right; what that is worth on
 simulations is measured, and in the cards.
+
+Where two crystals differ by what many atoms do on average, as alpha- and beta-quartz, a head has a ``reach``:
+what it made of each atom is averaged over the neighbours as often as that, as Lechner & Dellago do with bond
+orders (J. Chem. Phys. 129, 114707, 2008), and it decides by all of these averages.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from zoo.graph import Graph
 from zoo.verdict_names import DISORDERED
 
 _KEYS = {"classes", "width", "temperature"}
+_LONGEST_REACH = 16
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class VerdictConfig:
-    """``classes`` are the crystals, without `DISORDERED`; ``width`` is that of the hidden layer."""
+    """What a head is, but for its weights.
+
+    Parameters
+    ----------
+    classes : the crystals, without `DISORDERED`.
+    width : of the hidden layers.
+    reach : how often hidden features are averaged over neighbours; in the JSON form only if there is one.
+    """
 
     classes: tuple[str, ...]
     width: int = 48
     temperature: float = 1.0
+    reach: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"classes": list(self.classes), "width": self.width, "temperature": self.temperature}
+        known = {"classes": list(self.classes), "width": self.width, "temperature": self.temperature}
+        return known | ({"reach": self.reach} if self.reach else {})
 
     @classmethod
     def from_dict(cls, data: object) -> VerdictConfig | None:
@@ -78,7 +92,7 @@ class VerdictConfig:
             raise CheckpointError("config.json: verdict must be an object, {} for none")
         if not data:
             return None
-        if set(data) != _KEYS:
+        if set(data) - {"reach"} != _KEYS:
             raise CheckpointError(f"config.json: verdict must have {', '.join(sorted(_KEYS))}")
         classes, width, temperature = data["classes"], data["width"], data["temperature"]
         if (
@@ -88,15 +102,19 @@ class VerdictConfig:
             or len(set(classes)) < len(classes)
         ):
             raise CheckpointError("config.json: classes of the verdict must be different names of crystals")
-        if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= 4096:
-            raise CheckpointError("config.json: width of the verdict must be a whole number from 1 to 4096")
+        reach = data.get("reach", 0)
+        for key, value, low, high in (("width", width, 1, 4096), ("reach", reach, 0, _LONGEST_REACH)):
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise CheckpointError(
+                    f"config.json: {key} of the verdict must be a whole number from {low} to {high}"
+                )
         if (
             not isinstance(temperature, int | float)
             or isinstance(temperature, bool)
             or not (math.isfinite(temperature) and temperature > 0)
         ):
             raise CheckpointError("config.json: temperature of the verdict must be a positive number")
-        return cls(tuple(classes), width, float(temperature))
+        return cls(tuple(classes), width, float(temperature), reach)
 
 
 #: Centres and width of the shells, in length scales; weights fall to zero before a network's cutoff.
@@ -115,8 +133,7 @@ def bond_orders(graph: Graph, cutoff: float, chunk: int = 2048) -> Tensor:
         index, vectors, mask = graph.padded(start, stop)
         r = vectors.square().sum(1).sqrt().clamp_min(1e-6)
         y = angular_moments((vectors / r[:, None]).transpose(1, 2), DEGREES)  # (n, k, 25)
-        fade = (10 * (1 - r / cutoff)).clamp(0, 1)
-        fade = fade * fade * (3 - 2 * fade) * mask
+        fade = _fade(r, cutoff) * mask
         weights = torch.stack([torch.exp(-(((r - c) / WIDTH) ** 2)) * fade for c in SHELLS], 1)
         if graph.species is None:
             like = torch.ones_like(r)
@@ -127,6 +144,28 @@ def bond_orders(graph: Graph, cutoff: float, chunk: int = 2048) -> Tensor:
             parts.append([moments[..., d * d : (d + 1) ** 2].sum(-1).sqrt() for d in range(DEGREES + 1)])
     both = [torch.cat([*parts[k], *parts[k + 1]], 1) for k in range(0, len(parts), 2)]
     return torch.cat(both) if both else torch.zeros(0, N_MOMENTS)
+
+
+def _fade(r: Tensor, cutoff: float) -> Tensor:
+    """One within nine tenths of ``cutoff``, from there smoothly to zero."""
+    x = (10 * (1 - r / cutoff)).clamp(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def averaging(graph: Graph, cutoff: float) -> Tensor:
+    """The sparse matrix (n_atoms, n_atoms) that averages over an atom and its neighbours.
+
+    All count alike, but the last tenth before ``cutoff`` (length scales), so that the mean does not jump.
+    """
+    n = graph.n_atoms
+    centres = torch.repeat_interleave(torch.arange(n), graph.offsets.diff())
+    weights = _fade(graph.vectors.square().sum(1).sqrt(), cutoff)
+    shares = 1 / (1 + weights.new_zeros(n).index_add_(0, centres, weights))
+    every = torch.arange(n)
+    where = torch.stack([torch.cat([centres, every]), torch.cat([graph.neighbors.long(), every])])
+    values = torch.cat([weights * shares[centres], shares])
+    # Small cells have an atom among its own neighbours, and others more than once.
+    return torch.sparse_coo_tensor(where, values, (n, n), check_invariants=False).coalesce()
 
 
 def head_features(network: nn.Module, graph: Graph) -> Tensor:
@@ -141,7 +180,7 @@ def head_features(network: nn.Module, graph: Graph) -> Tensor:
 class VerdictHead(nn.Module):
     """Features of `head_features` -> calibrated logits (n_atoms, n_classes).
 
-    ``mean`` and ``scale`` are those of the features in training.
+    ``mean`` and ``scale`` are those of the features in training.  With a reach, `averaging` has to be given.
     """
 
     mean: Tensor
@@ -153,23 +192,30 @@ class VerdictHead(nn.Module):
         self.classes = (*config.classes, DISORDERED)
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
-        self.layers = nn.Sequential(
-            nn.Linear(n_features, config.width),
-            nn.SiLU(),
-            nn.Linear(config.width, config.width),
-            nn.SiLU(),
-            nn.Linear(config.width, len(self.classes)),
-        )
+        width = config.width
+        hidden = [nn.Linear(n_features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
+        last = nn.Linear(width, len(self.classes))
+        if config.reach == 0:
+            self.layers = nn.Sequential(*hidden, last)
+        else:
+            self.layers = nn.Sequential(*hidden)
+            self.gather = nn.Sequential(nn.Linear((config.reach + 1) * width, width), nn.SiLU(), last)
 
     @classmethod
     def of(cls, network: nn.Module, config: VerdictConfig) -> VerdictHead:
         """An untrained head for a network."""
         return cls(int(network.n_scalars) + N_MOMENTS, config)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.layers(((features - self.mean) / self.scale).clamp(-6, 6))
-        return logits / self.config.temperature
+    def forward(self, features: Tensor, average: Tensor | None = None) -> Tensor:
+        x: Tensor = self.layers(((features - self.mean) / self.scale).clamp(-6, 6))
+        if self.config.reach:
+            assert average is not None
+            seen = [x]
+            for _ in range(self.config.reach):
+                seen.append(torch.sparse.mm(average, seen[-1]))
+            x = self.gather(torch.cat(seen, 1))
+        return x / self.config.temperature
 
-    def verdict(self, features: Tensor) -> Verdict:
-        probabilities = self(features).double().softmax(-1)
+    def verdict(self, features: Tensor, average: Tensor | None = None) -> Verdict:
+        probabilities = self(features, average).double().softmax(-1)
         return Verdict(self.classes, probabilities.numpy())
