@@ -68,6 +68,21 @@ def record(
     return entry
 
 
+def kept(
+    folder: str | os.PathLike[str], section: str, results: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of a section that new ones leave as they are, those that differ from all of them in ``keys``.
+
+    Each says when it was ``measured``.  None where the section is of other weights or another config.
+    """
+    old = read_metrics(folder).get("sections", {}).get(section, {})
+    if {key: old.get(key) for key in ("weights_sha256", "config_sha256")} != _stamp(folder):
+        return []
+    new = {tuple(row.get(key) for key in keys) for row in results}
+    rows = [row for row in old["results"] if tuple(row.get(key) for key in keys) not in new]
+    return [{"measured": old["date"], **row} for row in rows]
+
+
 def carry(folder: str | os.PathLike[str], section: str, entry: Mapping[str, Any]) -> None:
     """Keep a section of the checkpoint that this one was made from, where what it says is still so.
 

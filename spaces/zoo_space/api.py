@@ -30,7 +30,7 @@ def build(service: Service) -> None:
         Args:
             file: Structure: LAMMPS dump or data, extxyz, CIF, POSCAR, XDATCAR, PDB, GRO, or .gz of these.
             example: Instead of a file: aluminium, grain-boundary, ice or solid-liquid.
-            checkpoint: Name of a released denoiser, or automatic.
+            checkpoint: Name of a released denoiser, or automatic: by the composition and the verdicts.
             steps: At most so many denoising steps; it stops by itself when it has converged.
             frame: Frame of a trajectory, counted from 1; -1 is the last one.
             species: Elements of the LAMMPS types, such as "Al Cu"; only if the file does not name them.

@@ -140,6 +140,7 @@ def _shown(result: Denoised) -> list[Any]:
             ("file", f"{s['file']}, frame {s['frame']}"),
             ("atoms", f"{s['atoms']:,} ({s['formula']})"),
             ("checkpoint", s["checkpoint"]),
+            *([("chosen because", s["chosen_because"])] if "chosen_because" in s else []),
             ("steps", f"{s['steps']} in {s['seconds']:.2f} s, {end}"),
             ("mean shift of an atom", f"{s['mean_shift_angstrom']:.3f} Å"),
             ("largest shift", f"{s['largest_shift_angstrom']:.3f} Å"),

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
+from zoo import verdict_names
 from zoo.analysis.crystals import COLORS, STRUCTURES
+from zoo.analysis.pictures import luminance
 
-#: Structures first, what has none last.
-_ORDER = (*range(1, len(STRUCTURES)), 0)
-#: The one colour on which white is read better than black.
-_DARK = ("bcc",)
+
+def palette_of(names: Collection[str]) -> dict[str, str]:
+    """Names and colours of the labels that these belong to: of the classifiers, or of verdicts.
+
+    The first one is that of no crystal.
+    """
+    if set(names) <= set(STRUCTURES):
+        return dict(zip(STRUCTURES, COLORS, strict=True))
+    return verdict_names.COLORS
+
+
+def _in_order(shares: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Names and colours, structures first, what has none last."""
+    (first, grey), *others = palette_of(shares).items()
+    return [(name, color) for name, color in (*others, (first, grey)) if name in shares]
 
 
 def problem(message: str) -> str:
@@ -55,15 +68,16 @@ def fraction_bars(before: Mapping[str, float], after: Mapping[str, float]) -> st
 
 def _bar(name: str, shares: Mapping[str, float]) -> str:
     parts, told = [], []
-    for i in _ORDER:
-        structure, share = STRUCTURES[i], shares[STRUCTURES[i]]
+    for structure, color in _in_order(shares):
+        share = shares[structure]
         if share <= 0:
             continue
         told.append(f"{structure} {percent(share)}")
         text = f"{structure} {percent(share)}" if share > 0.3 else percent(share) if share > 0.12 else ""
-        ink = "#ffffff" if structure in _DARK else "#111111"
+        # Whichever of white and nearly black has more contrast with it.
+        ink = "#ffffff" if luminance(color) < 0.19 else "#111111"
         parts.append(
-            f'<span style="flex:{share:.6f} 1 0;background:{COLORS[i]};color:{ink}" '
+            f'<span style="flex:{share:.6f} 1 0;background:{color};color:{ink}" '
             f'title="{escape(structure)} {percent(share)}">{escape(text)}</span>'
         )
     label = escape(f"{name}: {', '.join(told)}")
@@ -76,8 +90,7 @@ def _bar(name: str, shares: Mapping[str, float]) -> str:
 def fraction_table(before: Mapping[str, float], after: Mapping[str, float], n_atoms: int) -> str:
     """The same as numbers, in atoms and in percent."""
     rows = []
-    for i in _ORDER:
-        name = STRUCTURES[i]
+    for name, _ in _in_order(after):
         if before[name] or after[name]:
             rows.append(
                 [

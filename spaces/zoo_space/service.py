@@ -16,7 +16,6 @@ from zoo_space.limits import Limits, whole
 from zoo_space.messages import AUTOMATIC, Denoised, DenoiseRequest, Progress, RolledOut, RolloutRequest
 from zoo_space.workers import Done, Told, Workers
 
-DEFAULT_DENOISER = "denoiser-elements"
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -51,7 +50,7 @@ class Service:
             raise VisitorError("frames count from 1; -1 is the last one")
         request = DenoiseRequest(
             path=_source(upload, example, CRYSTALS, "a structure"),
-            checkpoint=_checkpoint(checkpoint, "denoiser", DEFAULT_DENOISER),
+            checkpoint=_checkpoint(checkpoint, "denoiser"),
             steps=whole(steps, "steps", 1, self.limits.denoise_steps),
             frame=number,
             species=(species or "").replace(",", " ")[:400],
@@ -81,7 +80,7 @@ class Service:
         self.limits.check_rollout(n_steps, n_walkers)
         request = RolloutRequest(
             path=_source(upload, example, MOLECULES, "a molecule"),
-            checkpoint=_checkpoint(checkpoint, "score-dynamics", AUTOMATIC),
+            checkpoint=_checkpoint(checkpoint, "score-dynamics"),
             steps=n_steps,
             walkers=n_walkers,
             seed=whole(seed, "seed", 0, _LARGEST_SEED),
@@ -110,10 +109,10 @@ def _source(upload: str | None, example: str | None, among: tuple[Example, ...],
     raise VisitorError(f"there is nothing to work on: upload {what}, or pick one of the examples")
 
 
-def _checkpoint(name: str | None, kind: str, automatic: str) -> str:
+def _checkpoint(name: str | None, kind: str) -> str:
     """Only released ones: a visitor must not make this machine fetch or open anything else."""
     if name in (None, "", AUTOMATIC):
-        return automatic
+        return AUTOMATIC
     known = names_of(kind)
     if name not in known:
         raise VisitorError(f"there is no checkpoint {name!r} for this: choose one of {', '.join(known)}")

@@ -14,8 +14,10 @@ from ase.build import bulk
 from ase.constraints import FixAtoms
 from ase.io import read, write
 
+from training.polymorphs import orthogonal
 from zoo.errors import StructureError
 from zoo.registry import records
+from zoo.verdict_names import COLORS
 from zoo_space import charts, pieces
 from zoo_space.errors import VisitorError
 from zoo_space.examples import CRYSTALS, MOLECULES, path_of
@@ -112,6 +114,46 @@ def test_what_is_no_crystal_is_denoised_with_a_warning(tmp_path: Path) -> None:
     atoms = bulk("Cu", cubic=True).repeat(3)
     write(tmp_path / "copper.extxyz", atoms)
     assert not run_denoise(tmp_path / "copper.extxyz", tmp_path)[0].summary["warning"]
+
+
+def test_what_has_a_checkpoint_of_its_own_gets_it_and_its_names(tmp_path: Path) -> None:
+    """Ice with its hydrogens: chosen by itself, told by the verdict, for which classifiers have no class."""
+    pytest.importorskip("mace")
+    oxygens = orthogonal("ice VII").repeat(4)
+    crystal = oxygens.copy()
+    for shift in ((0.6, 0.7, 0.2), (-0.7, 0.1, 0.6)):
+        hydrogens = oxygens.copy()
+        hydrogens.numbers[:] = 1
+        hydrogens.positions += shift
+        crystal += hydrogens
+    crystal.rattle(0.05, seed=1)
+    write(tmp_path / "seven.extxyz", crystal)
+    result, picture, _ = run_denoise(tmp_path / "seven.extxyz", tmp_path, checkpoint=AUTOMATIC)
+    summary = json.loads(json.dumps(result.summary))
+    assert summary["checkpoint"].startswith("denoiser-ice@")
+    assert "H, O" in summary["chosen_because"]
+    assert summary["fractions_after"]["ice VII"] > 0.99
+    assert sum(summary["fractions_before"].values()) == pytest.approx(1)
+    assert not summary["warning"]
+    present = [name for name, _, there in result.scene.palette if there]
+    assert "ice VII" in present
+    assert result.scene.palette[result.scene.panels[1].kinds[-1][0]][0] == "ice VII"
+    bars = pieces.fraction_bars(summary["fractions_before"], summary["fractions_after"])
+    assert "ice VII" in bars
+    assert COLORS["ice VII"] in bars
+    assert "ice VII" in pieces.fraction_table(
+        summary["fractions_before"], summary["fractions_after"], summary["atoms"]
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_element_needs_no_trial(tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True).repeat(4)
+    atoms.rattle(0.1, seed=0)
+    write(tmp_path / "copper.extxyz", atoms)
+    summary = run_denoise(tmp_path / "copper.extxyz", tmp_path, checkpoint=AUTOMATIC)[0].summary
+    assert summary["checkpoint"].startswith("denoiser-elements@")
+    assert summary["fractions_after"]["fcc"] == 1
 
 
 def test_a_slice_is_of_neighbours() -> None:
@@ -248,15 +290,19 @@ def test_bars_say_in_words_what_they_show() -> None:
 
 
 def test_colours_of_the_bars_can_be_read() -> None:
-    """Contrast of the text on every structure's colour, by WCAG 2: at least 4.5."""
-    from zoo.analysis.crystals import COLORS, STRUCTURES
+    """Contrast of the text on the colour of everything that an atom may be called, by WCAG 2: at least 4.5."""
+    from zoo.analysis.crystals import STRUCTURES
 
     def luminance(color: str) -> float:
         rgb = np.array([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    for name, color in zip(STRUCTURES, COLORS, strict=True):
-        ink = luminance("#ffffff" if name in pieces._DARK else "#111111")
-        light, dark = sorted((ink, luminance(color)), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, name
+    for names in (STRUCTURES, tuple(COLORS)):
+        for name in names:
+            shares = {other: float(other == name) for other in names}
+            found = re.findall(r"background:(#\w+);color:(#\w+)", pieces.fraction_bars(shares, shares))
+            assert len(found) == 2, name
+            for pair in found:
+                light, dark = sorted(map(luminance, pair), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, name

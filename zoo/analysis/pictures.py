@@ -7,6 +7,7 @@ a depth buffer and a few lines of numpy draw them properly; matplotlib adds the 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ase import Atoms
 
-from zoo.analysis.crystals import COLORS, STRUCTURES, FloatArray, displacements, structure_fractions
+from zoo.analysis.crystals import COLORS, STRUCTURES, FloatArray, displacements
 from zoo.errors import MissingExtraError, StructureError, ZooError
 
 _LIGHT = np.array([-0.45, 0.55, 0.70]) / np.linalg.norm([-0.45, 0.55, 0.70])  # over the left shoulder
@@ -31,16 +32,19 @@ def before_after(
     title: str = "",
     *,
     pixels: int = 760,
+    palette: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a PNG with both structures side by side, coloured by structure type.
 
     Parameters
     ----------
     before, after : structures of any size; both are seen from the same side.
-    labels_before, labels_after : (n_atoms,) integer labels, see `zoo.analysis.crystals.STRUCTURES`.
+    labels_before, labels_after : (n_atoms,) integer labels, see `zoo.analysis.crystals.STRUCTURES`; with a
+        palette, places in it.
     path : the PNG to write; it appears under this name only when it is complete.
     title : one line above the panels.
     pixels : width and height of each panel.
+    palette : names and colours (hex RGB), as `zoo.verdict_names.COLORS`; the first is that of no crystal.
 
     Raises
     ------
@@ -59,22 +63,33 @@ def before_after(
     figure = new_figure(width / dpi, height / dpi, dpi)
     if title:
         figure.text(0.5, 1 - 34 / height, title, ha="center", va="center", fontsize=17, color=_INK)
-    fractions = [structure_fractions(labels) for _, labels in panels]
+    known = dict(zip(STRUCTURES, COLORS, strict=True)) if palette is None else dict(palette)
+    if any(labels.size and not 0 <= labels.min() <= labels.max() < len(known) for _, labels in panels):
+        raise StructureError(f"before_after: labels must lie in 0..{len(known) - 1}")
+    shares = [np.bincount(labels, minlength=len(known)) / max(labels.size, 1) for _, labels in panels]
+    fractions = [dict(zip(known, map(float, each), strict=True)) for each in shares]
     for i, (atoms, labels) in enumerate(panels):
         left = (30 + i * (pixels + 30)) / width
         axes = figure.add_axes((left, 165 / height, pixels / width, pixels / height))
-        axes.imshow(spheres(atoms, labels, pixels), interpolation="lanczos", aspect="auto")
+        axes.imshow(spheres(atoms, labels, pixels, palette=known), interpolation="lanczos", aspect="auto")
         axes.set_axis_off()
         label = ("before", "after")[i]
         figure.text(left + 0.5 * pixels / width, 1 - 74 / height, label, ha="center", va="center",
                     fontsize=14, color=_INK)  # fmt: skip
         bar = figure.add_axes((left, 112 / height, pixels / width, 30 / height))
-        _fraction_bar(bar, fractions[i])
-    _legend(figure, fractions, width, height)
+        _fraction_bar(bar, fractions[i], known)
+    _legend(figure, fractions, known, width, height)
     return write_atomically(figure, Path(path), dpi)
 
 
-def spheres(atoms: Atoms, labels: npt.ArrayLike, pixels: int = 760, *, oversampling: int = 2) -> FloatArray:
+def spheres(
+    atoms: Atoms,
+    labels: npt.ArrayLike,
+    pixels: int = 760,
+    *,
+    oversampling: int = 2,
+    palette: Mapping[str, str] | None = None,
+) -> FloatArray:
     """RGB picture (pixels, pixels, 3) in 0..1 of shaded spheres and the cell edges, on white.
 
     Orthographic view of the positions as they are (nothing is wrapped).
@@ -91,9 +106,10 @@ def spheres(atoms: Atoms, labels: npt.ArrayLike, pixels: int = 760, *, oversampl
         scale = 0.97 * size / (max(high[0] - low[0], high[1] - low[1]) + 2 * radius)
         middle = 0.5 * (low + high)
         depth = np.full((size, size), -np.inf)
-        palette = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in COLORS])
+        colors = COLORS if palette is None else palette.values()
+        rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in colors])
         kinds = np.asarray(labels, dtype=np.int64)
-        _draw(image, depth, _to_screen(points, middle, scale, size), radius * scale, kinds, palette)
+        _draw(image, depth, _to_screen(points, middle, scale, size), radius * scale, kinds, rgb)
         line, ink = _to_screen(edges, middle, scale, size), np.array([[0.25, 0.25, 0.25]])
         _draw(image, depth, line, max(1.5, 0.0018 * size), np.zeros(len(line), np.int64), ink, flat=True)
         image = _shade_by_depth(image, depth, radius * scale)
@@ -218,19 +234,26 @@ def _shade_by_depth(image: FloatArray, depth: FloatArray, radius: float) -> Floa
     return np.asarray(image + fade[..., None] * (1.0 - image))
 
 
-def _fraction_bar(axes: Any, fractions: dict[str, float]) -> None:
+def _fraction_bar(axes: Any, fractions: Mapping[str, float], palette: Mapping[str, str]) -> None:
     start = 0.0
-    for name, color in zip(STRUCTURES[1:] + STRUCTURES[:1], COLORS[1:] + COLORS[:1], strict=True):
-        share = fractions[name]
+    first, *others = palette
+    for name in (*others, first):
+        share, color = fractions[name], palette[name]
         axes.barh(0, share, left=start, color=color, height=1.0, edgecolor="white", linewidth=0.8)
         if share >= 0.08:
-            dark = name in ("other", "simple cubic", "cubic diamond", "hexagonal diamond")
             axes.text(start + share / 2, 0, _percent(share), ha="center", va="center", fontsize=12,
-                      color=_INK if dark else "white")  # fmt: skip
+                      color=_INK if luminance(color) > 0.28 else "white")  # fmt: skip
         start += share
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.5, 0.5)
     axes.set_axis_off()
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of a colour ``#rrggbb`` by WCAG 2, from 0 (black) to 1."""
+    rgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def _percent(share: float) -> str:
@@ -244,19 +267,23 @@ def _percent(share: float) -> str:
     )
 
 
-def _legend(figure: Any, fractions: list[dict[str, float]], width: int, height: int) -> None:
+def _legend(
+    figure: Any, fractions: list[dict[str, float]], palette: Mapping[str, str], width: int, height: int
+) -> None:
     """Every structure that occurs, with its colour and its two fractions, in one centred row."""
     from matplotlib.lines import Line2D
 
     before, after = fractions
-    shown = [i for i, name in enumerate(STRUCTURES) if before[name] > 0 or after[name] > 0]
+    first, *others = palette
     handles = []
-    for i in [*(i for i in shown if i), *(i for i in shown if not i)]:
-        text = f"{STRUCTURES[i]}   {_percent(before[STRUCTURES[i]])} → {_percent(after[STRUCTURES[i]])}"
+    for name in (*others, first):
+        if not before[name] and not after[name]:
+            continue
+        text = f"{name}   {_percent(before[name])} → {_percent(after[name])}"
         marker: dict[str, Any] = {
             "marker": "o",
             "markersize": 13,
-            "color": COLORS[i],
+            "color": palette[name],
             "markeredgecolor": "#666666",
         }
         handles.append(Line2D([], [], linestyle="none", label=text, **marker))

@@ -29,7 +29,7 @@ from rich.table import Table
 from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, Material
 from training.benchmarks.dc3.md import ratios, run_folder, snapshot_files
 from training.benchmarks.dc3.quench import quenched_path
-from training.metrics import record
+from training.metrics import kept, record
 from training.verdict import calibration_error
 from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.denoiser import Denoiser
@@ -134,6 +134,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--at-most", type=int, help="only so many snapshots each")
     parser.add_argument("--record", action="store_true", help="write into the checkpoint's metrics.json")
+    parser.add_argument(
+        "--add", action="store_true", help="with --record: leave rows of what --data does not have, if they "
+        "are of the same weights",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -160,6 +164,10 @@ def main(argv: list[str] | None = None) -> int:
         from zoo.checkpoint import resolve
 
         folder, _ = resolve(args.checkpoint)
+        if args.add:
+            order = list(COMPOUNDS)
+            rows += kept(folder, "compounds", rows, ("material", "t_over_tm"))
+            rows.sort(key=lambda row: (order.index(row["material"]), row["t_over_tm"]))
         record(
             folder, "compounds", rows, command="python -m training.benchmarks.dc3.compounds --record",
             seed=1, extra={"steps_at_most": args.steps},
