@@ -290,7 +290,7 @@ def test_bars_say_in_words_what_they_show() -> None:
 
 
 def test_colours_of_the_bars_can_be_read() -> None:
-    """Contrast of the text on the colour of everything that an atom may be called, by WCAG 2: at least 4.5."""
+    """Contrast of the text on the colour of all that an atom may be called, by WCAG 2: at least 4.5."""
     from zoo.analysis.crystals import STRUCTURES
 
     def luminance(color: str) -> float:
