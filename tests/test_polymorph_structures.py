@@ -36,8 +36,6 @@ def distances(sample: Sample, cutoff: float = 1.3) -> np.ndarray:
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("name", ["alpha-quartz", "beta-cristobalite", "ice Ih", "ice II", "clathrate sI"])
 def test_samples_are_sound(kind: str, name: str) -> None:
-    if kind == "network" and name in SILICA:
-        pytest.skip("for water")
     rng = np.random.default_rng(3)
     for _ in range(3):
         sample = MAKERS[kind](name, rng)
@@ -186,3 +184,18 @@ def test_tetrahedral_melts_have_about_four_neighbors() -> None:
         ]
         counts.append(len(i) / len(sample.positions))
     assert 3.8 < np.mean(counts) < 5.6
+
+
+def test_in_a_network_of_silica_silicon_has_four_oxygens_and_they_two_silicons() -> None:
+    counts: dict[int, list[float]] = {8: [], 14: []}
+    for seed in range(6):
+        sample = structures.network_sample("beta-cristobalite", np.random.default_rng(seed))
+        i, j = vesin.NeighborList(cutoff=0.85, full_list=True).compute(
+            sample.positions, sample.cell, True, "ij"
+        )
+        unlike = sample.species[i.astype(int)] != sample.species[j.astype(int)]
+        degree = np.bincount(i.astype(int)[unlike], minlength=len(sample.positions))
+        for species in counts:
+            counts[species].append(float(degree[sample.species == species].mean()))
+    assert 3.6 < np.mean(counts[14]) < 4.4
+    assert 1.8 < np.mean(counts[8]) < 2.2

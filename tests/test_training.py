@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training import denoiser_elements, lattices
-from training.denoising import DenoisingConfig, batch_maker, denoising_losses
+from training.denoising import DenoisingConfig, Naming, batch_maker, denoising_losses
 from training.loop import LOG, LoopConfig, _gradients, learning_rate, train
 from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.denoiser import Denoiser
@@ -198,3 +198,59 @@ def test_the_recipe_writes_a_checkpoint_and_resumes(
     assert section["results"][0]["n_steps"] == 6
     assert section["loop"]["seed"] == 3
     assert section["data"]["atoms_per_batch"] == DATA.atoms_per_batch
+
+
+@pytest.mark.slow
+def test_names_of_crystals_help_to_train_and_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mace")
+    from training import denoiser_silica
+
+    small = replace(
+        denoiser_silica.RECIPE,
+        architecture={"n_channels": 4, "n_layers": 1, "radial_width": 8},
+        data=DenoisingConfig(atoms_per_batch=300),
+    )
+    threads = torch.get_num_threads()
+    weights = []
+    try:
+        for weight in (0.0, 5.0):
+            monkeypatch.setattr(denoiser_silica, "RECIPE", replace(small, naming=weight))
+            out = tmp_path / str(weight)
+            assert denoiser_silica.main(["--steps", "4", "--out", str(out)]) == 0
+            denoiser = Denoiser.from_pretrained(out)
+            weights.append(denoiser.weights())
+            section = denoiser.metrics["sections"]["training"]
+            assert section.get("naming", 0.0) == weight
+            assert section["results"][0]["n_parameters"] == sum(w.numel() for w in weights[-1].values())
+    finally:
+        torch.set_num_threads(threads)
+    assert weights[0].keys() == weights[1].keys()
+    assert not same(weights[0], weights[1])
+
+
+@pytest.mark.slow
+def test_the_loss_of_names_is_their_cross_entropy() -> None:
+    pytest.importorskip("mace")
+    from training.polymorph_structures import draw_silica
+    from zoo.backbones.mace_network import MaceConfig, MaceNetwork
+
+    cutoff = MaceConfig().cutoff
+    network = MaceNetwork(MaceConfig(n_channels=4, n_layers=1, radial_width=8))
+    model = Naming(network, ("alpha-quartz", "beta-quartz"), 0.5)
+    rng = np.random.default_rng(0)
+    batch = batch_maker(DenoisingConfig(atoms_per_batch=300), cutoff, draw_silica)(rng)
+    losses = denoising_losses(DenoisingConfig(), cutoff)
+    with torch.no_grad():
+        whole = sum(float(t()) for t in losses(model, batch, rng, 0))
+        plain = sum(float(t()) for t in losses(network, batch, rng, 0))
+        wrong = 0.0
+        for b in batch:
+            chances = model.names(network.scalars(b.graph)).log_softmax(-1)
+            assert b.sample.names is not None
+            for chance, name in zip(chances, b.sample.names.tolist(), strict=True):
+                index = model.classes.index(name) if name in model.classes else 2
+                wrong -= float(chance[index])
+    n = sum(len(b.positions) for b in batch)
+    assert whole - plain == pytest.approx(0.5 * wrong / n, rel=1e-3)

@@ -224,10 +224,10 @@ def test_a_temperature_makes_an_overconfident_head_honest() -> None:
 def test_examples_depend_on_the_seed_only() -> None:
     denoiser = untrained("moments")
 
-    def some(seed: int) -> list[Example]:
-        return examples(denoiser, denoiser.config.lattices, 2, seed, lambda numbers: numbers)
+    def some(seed: int, workers: int = 1) -> list[Example]:
+        return examples(denoiser, denoiser.config.lattices, 2, seed, lambda numbers: numbers, 0, workers)
 
-    for one, two in zip(some(1), some(1), strict=True):
+    for one, two in zip(some(1), some(1, 2), strict=True):
         assert torch.equal(one.features, two.features)
         assert torch.equal(one.truth, two.truth)
     first, other = some(1)[0].features, some(2)[0].features

@@ -15,11 +15,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from training.denoising import DenoisingConfig, batch_maker, denoising_losses
+from training.denoising import DenoisingConfig, Naming, batch_maker, denoising_losses
 from training.first_card import write_first_card
 from training.lattices import Sample
 from training.loop import LOG, LoopConfig, train
 from training.metrics import record
+from zoo.backbones.mace_network import MaceNetwork
 from zoo.checkpoint import save
 from zoo.denoiser import BACKBONES, DenoiserConfig
 
@@ -29,7 +30,8 @@ class DenoiserRecipe:
     """One checkpoint: what it is of, and how it is trained unless the command line says otherwise.
 
     ``release_step`` cuts the schedule short; None goes to its end.  ``mix`` is what `draw` draws, for the
-    record.  ``acts_on`` is that of `zoo.denoiser.DenoiserConfig`.
+    record.  ``acts_on`` is that of `zoo.denoiser.DenoiserConfig`.  ``naming`` is the weight of knowing the
+    crystals while training, see `training.denoising.Naming`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DenoiserRecipe:
     loop: LoopConfig = field(default_factory=LoopConfig)
     release_step: int | None = None
     acts_on: str = ""
+    naming: float = 0.0
 
 
 def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = None) -> int:
@@ -71,6 +74,10 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
     torch.manual_seed(args.seed)
     network = network_type(architecture)
     n_parameters = sum(p.numel() for p in network.parameters())
+    model = network
+    if recipe.naming:
+        assert isinstance(network, MaceNetwork)
+        model = Naming(network, recipe.lattices, recipe.naming)
     console = Console()
     console.print(f"{recipe.name}: {n_parameters} parameters, {last} steps, state in {state}")
     started = time.perf_counter()
@@ -90,7 +97,7 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
                 )
 
         average = train(
-            network, batch_maker(data, architecture.cutoff, recipe.draw),
+            model, batch_maker(data, architecture.cutoff, recipe.draw),
             denoising_losses(data, architecture.cutoff), loop, state, workers=args.workers, report=report,
             stop_after=min(args.stop_after or last, last),
         )  # fmt: skip
@@ -107,6 +114,8 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
         largest_noise=data.largest_noise,
         acts_on=recipe.acts_on,
     )
+    if recipe.naming:
+        average = {k.removeprefix("network."): v for k, v in average.items() if k.startswith("network.")}
     save(args.out, config.to_dict(), average)
     result = {
         "n_parameters": n_parameters,
@@ -118,7 +127,10 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
     }
     record(
         args.out, "training", [result], command=f"{parser.prog} --seed {args.seed}", seed=args.seed,
-        extra={"loop": asdict(loop), "data": asdict(data), "mix": dict(recipe.mix)},
+        extra={
+            "loop": asdict(loop), "data": asdict(data), "mix": dict(recipe.mix),
+            **({"naming": recipe.naming} if recipe.naming else {}),
+        },
     )  # fmt: skip
     write_first_card(args.out)
     console.print(f"wrote {args.out} after {(time.perf_counter() - started) / 60:.1f} minutes in this run")

@@ -17,7 +17,7 @@ from training.denoiser_recipe import DenoiserRecipe
 from training.denoiser_recipe import main as run
 from training.denoising import DenoisingConfig
 from training.loop import LoopConfig
-from training.polymorph_structures import MIX, draw_silica
+from training.polymorph_structures import SILICA_MIX, draw_silica
 from training.polymorphs import SILICA
 
 RECIPE = DenoiserRecipe(
@@ -25,11 +25,12 @@ RECIPE = DenoiserRecipe(
     version="1.0.0",
     lattices=tuple(SILICA),
     draw=draw_silica,
-    mix=MIX,
+    mix=SILICA_MIX,
     backbone="mace",
     # Which way a tetrahedron is turned for good, and not just for now, is known from many of them: three
     # layers see as far as 11 Å.
     architecture={"n_layers": 3, "n_channels": 24},
+    naming=0.3,
     # In parts of the short bond of silicon and oxygen, across which oxygen moves far.
     data=DenoisingConfig(largest_noise=0.22),
     loop=LoopConfig(n_steps=1600),

@@ -15,7 +15,7 @@ and how soon it is content, are part of what made it good.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from training import lattices
+from zoo.backbones.mace_network import MaceNetwork
 from zoo.graph import Graph, neighbor_graph
 
 Array = npt.NDArray[np.float64]
@@ -49,6 +50,41 @@ class Noised:
     positions: Array
     sigma: float
     graph: Graph
+
+
+class Naming(nn.Module):
+    """A network that while it is trained also has to say which crystal each atom is in.
+
+    Where crystals differ by what is the same in many cells, such as which way tetrahedra are turned, squared
+    errors of displacements hardly reward to know it.  Afterwards only the network is kept; what its layers
+    then tell apart is there for the head of the verdict, which is trained as always.
+    """
+
+    def __init__(self, network: MaceNetwork, classes: Sequence[str], weight: float) -> None:
+        super().__init__()
+        self.network, self.classes, self.weight = network, tuple(classes), weight
+        n = network.n_scalars
+        self.names = nn.Sequential(nn.Linear(n, n), nn.SiLU(), nn.Linear(n, len(self.classes) + 1))
+
+    def forward(self, graph: Graph, context: tuple[float, float] | None = None) -> Tensor:
+        out: Tensor = self.network(graph, context)
+        return out
+
+    def truth(self, sample: lattices.Sample) -> Tensor:
+        """(n_atoms,) index of the crystal; the number of crystals in none."""
+        assert sample.names is not None
+        out = np.full(len(sample.positions), len(self.classes), dtype=np.int64)
+        for index, name in enumerate(self.classes):
+            out[sample.names == name] = index
+        return torch.from_numpy(out)
+
+    def both(
+        self, graph: Graph, context: tuple[float, float] | None, sample: lattices.Sample
+    ) -> tuple[Tensor, Tensor]:
+        """The displacement, and the sum over atoms of ``weight`` times the cross entropy of their names."""
+        vectors, scalars = self.network.with_scalars(graph, context)
+        wrong = nn.functional.cross_entropy(self.names(scalars), self.truth(sample), reduction="sum")
+        return vectors, self.weight * wrong
 
 
 def graph_of(sample: lattices.Sample, positions: Array, cutoff: float) -> Graph:
@@ -104,6 +140,9 @@ def denoising_losses(
             target = b.sample.positions - positions
             target -= target.mean(0)  # nobody can know a common translation
             answer = torch.from_numpy(target.astype(np.float32))
+        if isinstance(model, Naming):
+            vectors, wrong = model.both(graph, context, b.sample)
+            return torch.sum((vectors - answer).square()) * weight + wrong / n_atoms
         error: Tensor = model(graph, context) - answer
         return torch.sum(error.square()) * weight
 

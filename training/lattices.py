@@ -52,7 +52,8 @@ class Sample:
     ``calm`` True where noise is kept low, ``rehearsed`` where a teacher is asked for the answer.
     ``species`` (n,) are whole numbers, 0 throughout for elements.  ``names`` (n,), where they are known from
     the making, are those of the crystals that atoms are in, "" in none.  ``vibrates``, if there, draws
-    displacements (n, 3) of mean square one per component, as the bonds of the structure allow.
+    displacements (n, 3) of mean square one per component, as the bonds of the structure allow.  ``modes``
+    (n, k, 3), if there, are patterns of displacements that such a draw has in places.
     """
 
     positions: Array
@@ -65,6 +66,7 @@ class Sample:
     rehearsed: bool = False
     names: npt.NDArray[np.str_] | None = None
     vibrates: Callable[[np.random.Generator], Array] | None = None
+    modes: Array | None = None
 
 
 def conventional(lattice: str) -> Atoms:

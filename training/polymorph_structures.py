@@ -21,6 +21,7 @@ from ase.build import make_supercell
 from training.lattices import Sample, rotation, species_of, strain
 from training.polymorphs import ICE, SILICA, variant
 from training.rigid_units import RigidUnits
+from training.turns import turns
 from zoo.analysis.crystals import CUBIC_DIAMOND, HEXAGONAL_DIAMOND, structure_types
 
 Array = npt.NDArray[np.float64]
@@ -40,12 +41,18 @@ _VARIANTS = 24
 #: Least distances of pairs in a melt, by how many of the two are silicon, in length scales: O-O, Si-O, Si-Si.
 _SILICA_APART = (1.05, 0.66, 1.20)
 _SILICON = 14
+#: How much of the displacements patterns of turns make up, in phases that are turned anyway and in others.
+_SHARE = {"alph": (0.02, 0.3), "beta": (0.1, 0.9)}
+#: And of like atoms in a network of tetrahedra.
+_LIKE_APART = 1.05
 
 
 @cache
 def _unit(name: str, index: int) -> Atoms:
     """A variant of the orthogonal cell with one Å³ per atom; the first one is as published."""
     atoms = variant(name, np.random.default_rng(index) if index else None)
+    if name in SILICA:
+        atoms.set_array("modes", turns(name) * (len(atoms) / atoms.cell.volume) ** (1 / 3))
     atoms.set_cell(atoms.cell[:] * (len(atoms) / atoms.cell.volume) ** (1 / 3), scale_atoms=True)
     if name in ICE:
         atoms.numbers[:] = 0  # one species, as in lattices of elements
@@ -71,12 +78,15 @@ def crystal_block(name: str, rng: np.random.Generator, n_atoms: float, stretch: 
     lengths = turned.cell.lengths()
     block = turned.repeat(np.maximum(np.round(side / lengths), np.ceil(3.6 / lengths)).astype(int))
     # All cells here are orthogonal: as axes of x, y and z.
-    return Atoms(
+    out = Atoms(
         numbers=block.numbers,
         positions=block.get_scaled_positions() * block.cell.lengths(),
         cell=block.cell.lengths(),
         pbc=True,
     )
+    if "modes" in block.arrays:
+        out.set_array("modes", block.arrays["modes"][..., np.abs(block.cell[:]).argmax(1)])
+    return out
 
 
 def surroundings(positions: Array, cell: Array, pbc: npt.ArrayLike) -> list[frozenset[tuple[int, ...]]]:
@@ -99,7 +109,10 @@ def _sample(
     name: str, block: Atoms, positions: Array, cell: Array, pbc: BoolArray, within: BoolArray, *, calm: bool
 ) -> Sample:
     names = np.where(within, name, "")
-    return Sample(positions, cell, pbc, spacing_of(name), species_of(block), calm=calm, names=names)
+    return Sample(
+        positions, cell, pbc, spacing_of(name), species_of(block), calm=calm, names=names,
+        modes=block.arrays.get("modes"),
+    )  # fmt: skip
 
 
 def bulk_sample(name: str, rng: np.random.Generator, n_atoms: float | None = None) -> Sample:
@@ -253,8 +266,13 @@ def melt_sample(name: str, rng: np.random.Generator, n_atoms: float = 190) -> Sa
 
 
 def network_sample(name: str, rng: np.random.Generator) -> Sample:
-    """A melt as of water: random, but most atoms have four neighbours, about as those of a tetrahedron."""
+    """A melt as of water or silica: random, but most atoms have four neighbours, about as in a tetrahedron.
+
+    In silica these are the silicons; oxygens are drawn to two of them.
+    """
     sample = melt_sample(name, rng, 220)
+    silica = name in SILICA
+    centres = sample.species == _SILICON if silica else np.ones(len(sample.positions), dtype=bool)
     d = spacing_of(name) * rng.uniform(0.95, 1.02)
     positions = sample.positions.copy()
     search = vesin.NeighborList(cutoff=1.5, full_list=True)
@@ -262,11 +280,16 @@ def network_sample(name: str, rng: np.random.Generator) -> Sample:
     for _ in range(int(rng.integers(3, 40))):
         i, j, way, r = search.compute(positions, sample.cell, True, "ijDd")
         i, j = i.astype(np.int64), j.astype(np.int64)
+        if silica:  # bonds are between unlike atoms
+            unlike = sample.species[i] != sample.species[j]
+            rest = ~unlike & (r < _LIKE_APART)
+            alike = (i[rest], j[rest], way[rest], _LIKE_APART)
+            i, j, way, r = i[unlike], j[unlike], way[unlike], r[unlike]
         order = np.lexsort((r, i))
         i, j, way = i[order], j[order], way[order]
         degree = np.bincount(i, minlength=len(positions))
         starts = np.cumsum(degree) - degree
-        full = np.flatnonzero(degree >= 4)
+        full = np.flatnonzero((degree >= 4) & centres)
         nearest = starts[full, None] + np.arange(4)
         moved = np.zeros_like(positions)
         bonds = [(np.repeat(full, 4), j[nearest].ravel(), way[nearest].reshape(-1, 3), d)]
@@ -275,6 +298,10 @@ def network_sample(name: str, rng: np.random.Generator) -> Sample:
         bonds.append((j[a].ravel(), j[b].ravel(), edge, d * float(np.sqrt(8 / 3))))
         near = r[order] < d  # and nobody comes closer than a neighbour
         bonds.append((i[near], j[near], way[near], d))
+        if silica:
+            two = np.flatnonzero((degree >= 2) & ~centres)
+            pairs = (starts[two, None] + np.arange(2)).ravel()
+            bonds += [(np.repeat(two, 2), j[pairs], way[pairs], d), alike]
         for one, other, between, wanted in bonds:
             length = np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-3)
             pull = 0.1 * (length - wanted) * between / length
@@ -321,7 +348,9 @@ def draw(
     """One training structure and the crystal that it is of."""
     name, sample = _draw(rng, among, mix)
     if name in SILICA:
-        units = RigidUnits(sample.positions, sample.cell, sample.pbc, sample.species)
+        units = RigidUnits(
+            sample.positions, sample.cell, sample.pbc, sample.species, sample.modes, _SHARE[name[:4]]
+        )
         sample = replace(sample, vibrates=units)
     return name, sample
 
@@ -345,9 +374,13 @@ def _draw(rng: np.random.Generator, among: Sequence[str], mix: Mapping[str, floa
     return name, makers[kind](name, rng)
 
 
+#: Melts of silica are networks, as often as not.
+SILICA_MIX: dict[str, float] = {**MIX, "melt": 0.06, "network": 0.06}
+
+
 def draw_silica(rng: np.random.Generator) -> Sample:
     """One training structure of silica."""
-    return draw(rng, tuple(SILICA))[1]
+    return draw(rng, tuple(SILICA), SILICA_MIX)[1]
 
 
 def draw_ice(rng: np.random.Generator) -> Sample:

@@ -150,7 +150,7 @@ def _orthogonal(atoms: Atoms) -> Atoms:
 #: Of phases of low symmetry: the sites of their parent of high symmetry and its cell in the same axes, and
 #: how much of the way from there to the published sites is drawn.  Tetrahedra turn back towards the parent as
 #: quartz is heated, and jump the rest of the way at the transition.
-_PARENTS: dict[
+PARENTS: dict[
     str, tuple[tuple[tuple[float, float, float], ...], tuple[float, ...], tuple[float, float]]
 ] = {
     "alpha-quartz": (
@@ -174,8 +174,8 @@ def variant(name: str, rng: np.random.Generator | None = None) -> Atoms:
     if rng is None:
         return orthogonal(name)
     sites, cell = [np.array(xyz, dtype=float) for _, xyz in entry.sites], np.array(entry.cell, dtype=float)
-    if name in _PARENTS:
-        parents, parent_cell, (least, most) = _PARENTS[name]
+    if name in PARENTS:
+        parents, parent_cell, (least, most) = PARENTS[name]
         way = rng.uniform(least, most)
         sites = [np.array(p) + way * (s - p) for p, s in zip(parents, sites, strict=True)]
         cell = np.array(parent_cell) + way * (cell - parent_cell)

@@ -7,7 +7,8 @@ knows nothing of that.
 
 Here displacements u have the Boltzmann distribution of springs of one stiffness along the bonds and the edges
 of tetrahedra, and of weak ones that hold every atom at its site; u = L^-T z, where L L^T is the matrix of
-springs.
+springs.  Such springs say nothing of how far tetrahedra turn alike; so a part of most displacements are the
+patterns of `training.turns`, with amplitudes that are alike over a length of any size.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy.typing as npt
 import vesin
 from scipy.linalg import cholesky, solve_triangular
 
+from training.turns import amplitudes, turned
+
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -26,19 +29,36 @@ IntArray = npt.NDArray[np.int64]
 _BONDED = 0.95
 #: The stiffness that holds atoms at their sites, over that of bonds.
 _LEAST, _MOST = 0.002, 0.2
+#: How often there is no pattern.
+_UNITS_ALONE = 0.25
 
 
 @dataclass(frozen=True)
 class RigidUnits:
-    """A structure of two species, as `training.lattices.Sample`; called, it draws displacements."""
+    """A structure of two species, as `training.lattices.Sample`; called, it draws displacements.
+
+    ``modes`` (n, k, 3) are the patterns, if there are any, which have a ``share`` of at least and at most so
+    much of the mean square.
+    """
 
     positions: Array
     cell: Array
     pbc: npt.NDArray[np.bool_]
     species: IntArray
+    modes: Array | None = None
+    share: tuple[float, float] = (0.1, 0.9)
 
     def __call__(self, rng: np.random.Generator) -> Array:
         """Displacements (n, 3) of mean square one per component."""
+        units = self._units(rng)
+        if self.modes is None or rng.random() < _UNITS_ALONE:
+            return units
+        wave = amplitudes(self.positions, self.cell, self.pbc, self.modes.shape[1], rng)
+        share = rng.uniform(*self.share)
+        u = np.sqrt(share) * turned(self.modes, wave, rng) + np.sqrt(1 - share) * units
+        return np.asarray(u / np.sqrt(np.mean(u**2)))
+
+    def _units(self, rng: np.random.Generator) -> Array:
         n = len(self.positions)
         held = float(np.exp(rng.uniform(np.log(_LEAST), np.log(_MOST))))
         matrix = self.springs() + held * np.eye(3 * n)

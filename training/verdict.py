@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ SOLUTIONS = 0.08
 #: As `training.polymorph_structures.MIX`, with as much disorder as elsewhere.
 _POLYMORPH_MIX = {**polymorph_structures.MIX, "bulk": 0.40, "melt": 0.22, "half": 0.18}
 _ICE_MIX = {**_POLYMORPH_MIX, "melt": 0.12, "network": 0.20}
+_SILICA_MIX = {**_POLYMORPH_MIX, "melt": 0.08, "network": 0.14}
 #: Drawn more often: those that are most like a melt, or like each other.
 _HARD = ("ice II", "ice III", "ice III")
 #: Sections of the metrics that tell of training, or of where atoms are after denoising.
@@ -88,7 +90,7 @@ def solid_solution(lattice: str, rng: np.random.Generator) -> lattices.Sample:
 def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.Sample]:
     """A structure and the lattice it is of."""
     if among[0] in POLYMORPHS:
-        mix = _ICE_MIX if among[0] in ICE else _POLYMORPH_MIX
+        mix = _ICE_MIX if among[0] in ICE else _SILICA_MIX
         return polymorph_structures.draw(rng, (*among, *(name for name in _HARD if name in among)), mix)
     lattice = among[int(rng.integers(len(among)))]
     if rng.random() < DISORDER:
@@ -155,10 +157,12 @@ def examples(
     seed: int,
     shown: Callable[[range], Sequence[int]],
     reach: int = 0,
+    workers: int = 1,
 ) -> list[Example]:
-    """``n`` noised and denoised structures."""
-    found, bare = [], Denoiser(denoiser.config, denoiser.network)
-    for index in shown(range(n)):
+    """``n`` noised and denoised structures; they do not depend on the number of ``workers``."""
+    bare = Denoiser(denoiser.config, denoiser.network)
+
+    def one(index: int) -> Example | None:
         rng = np.random.default_rng([seed, index])
         lattice, sample = draw(classes, rng)
         # Cold crystals are crystals, too.
@@ -168,7 +172,7 @@ def examples(
         try:
             clean = bare.denoise(atoms)
         except StructureError:  # atoms of one species, or on top of one another: none to learn from
-            continue
+            return None
         scale = length_scale(clean.positions, clean.cell[:], clean.pbc)
         graph = neighbor_graph(
             clean.positions, clean.cell[:], clean.pbc, denoiser.cutoff, scale, sample.species
@@ -176,8 +180,11 @@ def examples(
         with torch.no_grad():
             features = head_features(denoiser.network, graph)
         average = averaging(graph, denoiser.cutoff) if reach else None
-        found.append(Example(features, torch.from_numpy(truth(lattice, sample, classes)), average))
-    return found
+        return Example(features, torch.from_numpy(truth(lattice, sample, classes)), average)
+
+    with ThreadPoolExecutor(workers) as pool:
+        made = pool.map(one, range(n))
+        return [example for _, example in zip(shown(range(n)), made, strict=True) if example is not None]
 
 
 def _batches(training: Sequence[Example], all_of_it: Example) -> Iterator[Example]:
@@ -264,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         help="how often features are averaged over neighbours; default: what the crystals need",
     )
+    parser.add_argument("--workers", type=int, default=2, help="threads; the result does not depend on it")
     parser.add_argument("--version", help="of the new checkpoint; default: that of the old one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -293,10 +301,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     n_held_out = max(args.structures // 5, 1)
     reach = reach_of(classes) if args.reach is None else args.reach
-    training = examples(old, classes, args.structures - n_held_out, 2 * args.seed, shown, reach)
-    held_out = examples(old, classes, n_held_out, 2 * args.seed + 1, shown, reach)
+    more = (shown, reach, args.workers)
+    training = examples(old, classes, args.structures - n_held_out, 2 * args.seed, *more)
+    held_out = examples(old, classes, n_held_out, 2 * args.seed + 1, *more)
     head = fit(VerdictConfig(classes, reach=reach), training, held_out, args.seed)
-    tested = joined(examples(old, classes, n_held_out, 2_000_003 + args.seed, shown, reach))
+    tested = joined(examples(old, classes, n_held_out, 2_000_003 + args.seed, *more))
     with torch.no_grad():
         verdict = head.verdict(tested.features, tested.average)
     chosen, true = verdict.probabilities.argmax(1), tested.truth.numpy()

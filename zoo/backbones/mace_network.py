@@ -193,8 +193,18 @@ class MaceNetwork(nn.Module):
         context : see `Moments.forward`.
         chunk : so many atoms are worked on at a time; it never changes the result.
         """
+        return self._read(self._features(graph, context, chunk)[-1])
+
+    def with_scalars(
+        self, graph: Graph, context: tuple[float, float] | None = None, chunk: int = 512
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` and `scalars` return, at the cost of one of them."""
         c = self.config.n_channels
-        h = self._features(graph, context, chunk)[-1]
+        layers = self._features(graph, context, chunk)
+        return self._read(layers[-1]), torch.cat([tame(h[:, :c]) for h in layers], -1)
+
+    def _read(self, h: Tensor) -> Tensor:
+        c = self.config.n_channels
         vectors = h[:, c:].unflatten(1, (c, 3)).transpose(1, 2)
         out: Tensor = self.out(vectors * self.read(tame(h[:, :c]))[:, None])
         return out.squeeze(-1)
