@@ -162,28 +162,33 @@ def examples(
     """``n`` noised and denoised structures; they do not depend on the number of ``workers``."""
     bare = Denoiser(denoiser.config, denoiser.network)
 
-    def one(index: int) -> Example | None:
+    def noised(index: int) -> tuple[Atoms, IntArray]:
+        """In the calling thread: OVITO, which the truth is from, must not run in others."""
         rng = np.random.default_rng([seed, index])
         lattice, sample = draw(classes, rng)
         # Cold crystals are crystals, too.
         sigma = lattices.noise_level(sample, rng, denoiser.config.largest_noise) * (rng.random() > 0.1)
-        noised = sample.positions + lattices.noise(sample, sigma, rng)
-        atoms = Atoms(positions=3 * noised, cell=3 * sample.cell, pbc=sample.pbc, numbers=sample.species)
+        moved = sample.positions + lattices.noise(sample, sigma, rng)
+        atoms = Atoms(positions=3 * moved, cell=3 * sample.cell, pbc=sample.pbc, numbers=sample.species)
+        return atoms, truth(lattice, sample, classes)
+
+    def seen(drawn: tuple[Atoms, IntArray]) -> Example | None:
+        atoms, true = drawn
         try:
             clean = bare.denoise(atoms)
         except StructureError:  # atoms of one species, or on top of one another: none to learn from
             return None
         scale = length_scale(clean.positions, clean.cell[:], clean.pbc)
         graph = neighbor_graph(
-            clean.positions, clean.cell[:], clean.pbc, denoiser.cutoff, scale, sample.species
+            clean.positions, clean.cell[:], clean.pbc, denoiser.cutoff, scale, clean.numbers
         )
         with torch.no_grad():
             features = head_features(denoiser.network, graph)
         average = averaging(graph, denoiser.cutoff) if reach else None
-        return Example(features, torch.from_numpy(truth(lattice, sample, classes)), average)
+        return Example(features, torch.from_numpy(true), average)
 
     with ThreadPoolExecutor(workers) as pool:
-        made = pool.map(one, range(n))
+        made = pool.map(seen, map(noised, range(n)))
         return [example for _, example in zip(shown(range(n)), made, strict=True) if example is not None]
 
 
