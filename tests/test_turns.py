@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
+import vesin
 
 from training import polymorph_structures as structures
 from training.lattices import noise
@@ -77,6 +78,31 @@ def test_patterns_of_cristobalite_are_those_of_any_axis() -> None:
             inside = new @ flat.T @ flat
             np.testing.assert_allclose(inside, new, atol=1e-6)
     assert carried >= 48
+
+
+@pytest.mark.parametrize("name", SILICA)
+def test_tetrahedra_keep_their_shape(name: str) -> None:
+    """A small part of a pattern changes edges, oxygen to oxygen of one silicon, by little of what it moves."""
+    atoms, patterns = orthogonal(name).repeat(2), turns(name)
+    i, j, way = vesin.NeighborList(cutoff=1.75, full_list=True).compute(
+        atoms.positions, atoms.cell[:], True, "ijD"
+    )
+    i, j = i.astype(int), j.astype(int)
+    keep = (atoms.numbers[i] == 14) & (atoms.numbers[j] == 8)
+    i, j, way = i[keep], j[keep], way[keep]
+    for k in range(patterns.shape[1]):
+        u = 0.01 * np.tile(patterns[:, k], (8, 1))
+        changes = []
+        for silicon in np.flatnonzero(atoms.numbers == 14):
+            mine = np.flatnonzero(i == silicon)
+            assert len(mine) == 4
+            for a, b in combinations(mine, 2):
+                edge = way[b] - way[a]
+                longer = np.linalg.norm(edge + u[j[b]] - u[j[a]]) - np.linalg.norm(edge)
+                changes.append(longer)
+        size = np.sqrt((u**2).sum(1).mean())
+        # At the end of the way to alpha they go on along a straight line, which is no turn any more.
+        assert np.sqrt(np.mean(np.square(changes))) < (0.12 if name in ALPHA_OF else 0.4) * size
 
 
 def test_amplitudes_are_smooth_fit_into_the_cell_and_have_no_mean() -> None:

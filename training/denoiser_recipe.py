@@ -100,6 +100,7 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
             model, batch_maker(data, architecture.cutoff, recipe.draw),
             denoising_losses(data, architecture.cutoff), loop, state, workers=args.workers, report=report,
             stop_after=min(args.stop_after or last, last),
+            settings={"naming": str(recipe.naming)} if recipe.naming else None,
         )  # fmt: skip
     if args.stop_after is not None and args.stop_after < last:
         console.print(f"stopped after step {args.stop_after} as asked; run again to continue")

@@ -19,7 +19,7 @@ from ase import Atoms
 from ase.build import make_supercell
 
 from training.lattices import Sample, rotation, species_of, strain
-from training.polymorphs import ICE, SILICA, variant
+from training.polymorphs import ICE, PARENTS, SILICA, variant
 from training.rigid_units import RigidUnits
 from training.turns import turns
 from zoo.analysis.crystals import CUBIC_DIAMOND, HEXAGONAL_DIAMOND, structure_types
@@ -41,10 +41,10 @@ _VARIANTS = 24
 #: Least distances of pairs in a melt, by how many of the two are silicon, in length scales: O-O, Si-O, Si-Si.
 _SILICA_APART = (1.05, 0.66, 1.20)
 _SILICON = 14
-#: How much of the displacements patterns of turns make up, in phases that are turned anyway and in others.
-_SHARE = {"alph": (0.02, 0.3), "beta": (0.1, 0.9)}
 #: And of like atoms in a network of tetrahedra.
 _LIKE_APART = 1.05
+#: How much of the displacements patterns of turns make up, in phases that are turned anyway and in others.
+_TURNED, _NOT_TURNED = (0.02, 0.3), (0.1, 0.9)
 
 
 @cache
@@ -252,6 +252,8 @@ def half_sample(name: str, rng: np.random.Generator) -> Sample:
     within = ~melted & np.array([not any(melted[b] for b, *_ in each) for each in around])
     positions, cell = _strained(block, rng)
     positions = _molten(positions, cell, name, species_of(block), melted, rng)
+    if "modes" in block.arrays:
+        block.arrays["modes"][melted] = 0
     return _sample(name, block, positions, cell, np.ones(3, dtype=bool), within, calm=True)
 
 
@@ -262,7 +264,7 @@ def melt_sample(name: str, rng: np.random.Generator, n_atoms: float = 190) -> Sa
     every = np.ones(len(block), dtype=bool)
     positions = _molten(positions, cell, name, species_of(block), every, rng)
     sample = _sample(name, block, positions, cell, np.ones(3, dtype=bool), ~every, calm=False)
-    return replace(sample, ordered=False)
+    return replace(sample, ordered=False, modes=None)
 
 
 def network_sample(name: str, rng: np.random.Generator) -> Sample:
@@ -349,7 +351,12 @@ def draw(
     name, sample = _draw(rng, among, mix)
     if name in SILICA:
         units = RigidUnits(
-            sample.positions, sample.cell, sample.pbc, sample.species, sample.modes, _SHARE[name[:4]]
+            sample.positions,
+            sample.cell,
+            sample.pbc,
+            sample.species,
+            sample.modes,
+            _TURNED if name in PARENTS else _NOT_TURNED,
         )
         sample = replace(sample, vibrates=units)
     return name, sample

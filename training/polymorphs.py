@@ -103,10 +103,11 @@ POLYMORPHS: dict[str, Polymorph] = SILICA | ICE
 
 @cache
 def _conventional(name: str) -> Atoms:
-    return _built(POLYMORPHS[name])
+    return built(POLYMORPHS[name])
 
 
-def _built(entry: Polymorph) -> Atoms:
+def built(entry: Polymorph) -> Atoms:
+    """The conventional cell of an entry, in Å."""
     number, setting = entry.spacegroup
     atoms = crystal(
         [symbol for symbol, _ in entry.sites], [xyz for _, xyz in entry.sites],
@@ -134,10 +135,11 @@ _HEXAGONAL_OF_RHOMBOHEDRAL = ((1, -1, 0), (0, 1, -1), (1, 1, 1))
 
 def orthogonal(name: str) -> Atoms:
     """The smallest cell with three perpendicular axes, in Å, its axes along x, y and z."""
-    return _orthogonal(conventional(name))
+    return made_orthogonal(conventional(name))
 
 
-def _orthogonal(atoms: Atoms) -> Atoms:
+def made_orthogonal(atoms: Atoms) -> Atoms:
+    """The smallest cell with three perpendicular axes of a conventional one."""
     if abs(atoms.cell.angles()[0] - 90) > 1:
         atoms = make_supercell(atoms, np.array(_HEXAGONAL_OF_RHOMBOHEDRAL))
     if abs(atoms.cell.angles()[2] - 120) < 1:
@@ -184,7 +186,7 @@ def variant(name: str, rng: np.random.Generator | None = None) -> Atoms:
     symbols = [symbol for symbol, _ in entry.sites]
     drawn = tuple((s, (float(x), float(y), float(z))) for s, (x, y, z) in zip(symbols, sites, strict=True))
     a, b, c, alpha, beta, gamma = cell.tolist()
-    return _orthogonal(_built(Polymorph(drawn, entry.spacegroup, (a, b, c, alpha, beta, gamma), "")))
+    return made_orthogonal(built(Polymorph(drawn, entry.spacegroup, (a, b, c, alpha, beta, gamma), "")))
 
 
 def _moved(

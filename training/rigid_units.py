@@ -8,7 +8,7 @@ knows nothing of that.
 Here displacements u have the Boltzmann distribution of springs of one stiffness along the bonds and the edges
 of tetrahedra, and of weak ones that hold every atom at its site; u = L^-T z, where L L^T is the matrix of
 springs.  Such springs say nothing of how far tetrahedra turn alike; so a part of most displacements are the
-patterns of `training.turns`, with amplitudes that are alike over a length of any size.
+patterns of `training.turns`, with amplitudes that are alike over shorter or longer ways.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from ase import Atoms
 
-from training.polymorphs import PARENTS, POLYMORPHS, _built, _orthogonal, orthogonal
+from training.polymorphs import PARENTS, POLYMORPHS, built, made_orthogonal, orthogonal
 
 Array = npt.NDArray[np.float64]
 
@@ -29,7 +29,7 @@ ALPHA_OF = {"beta-quartz": "alpha-quartz", "beta-cristobalite": "alpha-cristobal
 #: Å; sites that are the same agree better than that.
 _SAME = 0.05
 #: Waves that make up an amplitude, and lengths within which it is alike, in length scales.
-_WAVES, _SHORTEST, _LONGEST = 48, 0.3, 1.6
+_WAVES, _SHORTEST, _LONGEST = 48, 0.6, 2.4
 
 
 @cache
@@ -40,8 +40,8 @@ def _way(alpha: str) -> tuple[Atoms, Array]:
     sites = tuple(zip(symbols, parents, strict=True))
     a, b, c, *angles = cell
     box = (a, b, c, angles[0], angles[1], angles[2])
-    start = _orthogonal(_built(replace(entry, sites=sites, cell=box)))
-    end = _orthogonal(_built(replace(entry, cell=box)))
+    start = made_orthogonal(built(replace(entry, sites=sites, cell=box)))
+    end = made_orthogonal(built(replace(entry, cell=box)))
     way = (end.positions - start.positions) / start.cell.lengths()
     return start, (way - np.round(way)) * start.cell.lengths()
 
@@ -79,10 +79,18 @@ def turns(name: str) -> Array:
             moved = _carried(here, here.positions @ op, first @ op, here)
             if moved is not None:
                 found.append(moved)
-    # As many as are independent, each as large as the first.
-    _, sizes, rows = np.linalg.svd(np.array(found).reshape(len(found), -1), full_matrices=False)
-    basis = rows[sizes > 1e-3 * sizes[0]] * np.linalg.norm(first)
-    return np.ascontiguousarray(basis.reshape(len(basis), -1, 3).transpose(1, 0, 2))
+    # Alpha has, beside the turns, a little of what they bring about, which is the same along each axis and
+    # changes the shape of tetrahedra: the small singular values.
+    rows = np.array(found).reshape(len(found), -1)
+    _, sizes, basis = np.linalg.svd(rows, full_matrices=False)
+    pure = basis[sizes > 0.5 * sizes[0]]
+    independent: list[Array] = []
+    for row in rows @ pure.T @ pure:  # in this order, so that it is the same on every machine
+        rest = row - sum((row @ one * one for one in independent), np.zeros_like(row))
+        if np.linalg.norm(rest) > 0.1 * np.linalg.norm(row):
+            independent.append(rest / np.linalg.norm(rest))
+    patterns = np.array(independent) * np.linalg.norm(first)
+    return np.ascontiguousarray(patterns.reshape(len(patterns), -1, 3).transpose(1, 0, 2))
 
 
 def _carried(here: Atoms, positions: Array, pattern: Array, start: Atoms) -> Array | None:
@@ -104,7 +112,7 @@ def _carried(here: Atoms, positions: Array, pattern: Array, start: Atoms) -> Arr
 def amplitudes(
     positions: Array, cell: Array, pbc: npt.NDArray[np.bool_], n: int, rng: np.random.Generator
 ) -> Array:
-    """Smooth random functions of mean zero and mean square one at every atom, (n_atoms, n).
+    """Smooth random functions of the atoms, (n_atoms, n), each of mean zero and mean square one over them.
 
     Sums of waves that fit into the cell along its periodic axes; along others they go on as they like.
     """
@@ -121,6 +129,7 @@ def amplitudes(
             kept = np.eye(3)[rng.integers(3, size=1)]
         phase = 2 * np.pi * (fractional @ kept.T + rng.random(len(kept)))
         out[:, k] = np.cos(phase).sum(1)
+    out -= out.mean(0)
     return np.asarray(out / np.sqrt(np.mean(out**2, axis=0)))
 
 
