@@ -147,7 +147,7 @@ def test_springs_hold_bonds_and_edges_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", SILICA)
 def test_tetrahedra_turn_without_changing_their_shape(name: str) -> None:
     sample, units = units_of(name)
-    assert (units(np.random.default_rng(1)) == units(np.random.default_rng(1))).all()
+    assert (units(np.random.default_rng(1), 0.1) == units(np.random.default_rng(1), 0.1)).all()
     i, j = np.nonzero(
         (sample.species[:, None] == 14)
         & (np.linalg.norm(sample.positions[:, None] - sample.positions, axis=2) < 0.9)
@@ -158,11 +158,23 @@ def test_tetrahedra_turn_without_changing_their_shape(name: str) -> None:
     way /= np.linalg.norm(way, axis=1, keepdims=True)
     stretched = []
     for seed in range(5):
-        u = units(np.random.default_rng(seed))
+        u = units.linear(np.random.default_rng(seed))
         assert np.mean(u**2) == pytest.approx(1.0)
         np.testing.assert_allclose(u.mean(0), 0, atol=1e-9)
         stretched.append(np.mean(np.sum((u[j] - u[i]) * way, axis=1) ** 2))
     assert np.mean(stretched) < 0.6  # two, if every atom went its own way
+
+
+@pytest.mark.parametrize("name", SILICA)
+def test_stiff_bonds_and_edges_are_alike_and_displacements_as_large_as_before(name: str) -> None:
+    _, units = units_of(name)
+    u = 0.1 * units.linear(np.random.default_rng(3))
+    stiff = units.stiffened(u, 30)
+    for i, j, way in units._pairs():
+        before, after = (np.linalg.norm(way + x[j] - x[i], axis=1) for x in (u, stiff))
+        assert after.mean() == pytest.approx(before.mean(), rel=0.02)
+        assert after.std() < 0.5 * before.std()
+    assert np.sqrt(np.mean(stiff**2)) == pytest.approx(0.1, rel=0.15)
 
 
 def test_noise_is_that_of_the_units_most_of_the_time() -> None:

@@ -52,7 +52,7 @@ class Sample:
     ``calm`` True where noise is kept low, ``rehearsed`` where a teacher is asked for the answer.
     ``species`` (n,) are whole numbers, 0 throughout for elements.  ``names`` (n,), where they are known from
     the making, are those of the crystals that atoms are in, "" in none.  ``vibrates``, if there, draws
-    displacements (n, 3) of mean square one per component, as the bonds of the structure allow.  ``modes``
+    displacements (n, 3) of about a given size per component, as the bonds of the structure allow.  ``modes``
     (n, k, 3), if there, are patterns of displacements that such a draw has in places.
     """
 
@@ -65,7 +65,7 @@ class Sample:
     calm: bool = False
     rehearsed: bool = False
     names: npt.NDArray[np.str_] | None = None
-    vibrates: Callable[[np.random.Generator], Array] | None = None
+    vibrates: Callable[[np.random.Generator, float], Array] | None = None
     modes: Array | None = None
 
 
@@ -407,7 +407,7 @@ def noise(sample: Sample, sigma: float, rng: np.random.Generator) -> Array:
     """
     n = len(sample.positions)
     if sample.vibrates is not None and rng.random() < 0.7:
-        return sigma * sample.vibrates(rng)
+        return sample.vibrates(rng, sigma)
     if sample.calm or rng.random() < 0.5:
         return rng.normal(0, sigma, (n, 3))
     i, j = vesin.NeighborList(cutoff=1.65, full_list=True).compute(

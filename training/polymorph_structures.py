@@ -43,6 +43,8 @@ _SILICA_APART = (1.05, 0.66, 1.20)
 _SILICON = 14
 #: And of like atoms in a network of tetrahedra.
 _LIKE_APART = 1.05
+#: From silicon to silicon across an oxygen, in bonds.
+_BENT = 1.92
 #: How much of the displacements patterns of turns make up, in phases that are turned anyway and in others.
 _TURNED, _NOT_TURNED = (0.02, 0.3), (0.1, 0.9)
 
@@ -279,7 +281,7 @@ def network_sample(name: str, rng: np.random.Generator) -> Sample:
     positions = sample.positions.copy()
     search = vesin.NeighborList(cutoff=1.5, full_list=True)
     first, second = np.triu_indices(4, 1)
-    for _ in range(int(rng.integers(3, 40))):
+    for _ in range(int(rng.integers(10, 60) if silica else rng.integers(3, 40))):
         i, j, way, r = search.compute(positions, sample.cell, True, "ijDd")
         i, j = i.astype(np.int64), j.astype(np.int64)
         if silica:  # bonds are between unlike atoms
@@ -304,6 +306,8 @@ def network_sample(name: str, rng: np.random.Generator) -> Sample:
             two = np.flatnonzero((degree >= 2) & ~centres)
             pairs = (starts[two, None] + np.arange(2)).ravel()
             bonds += [(np.repeat(two, 2), j[pairs], way[pairs], d), alike]
+            a, b = pairs[::2], pairs[1::2]  # the two silicons, for an angle of about 147 degrees
+            bonds.append((j[a], j[b], way[b] - way[a], _BENT * d))
         for one, other, between, wanted in bonds:
             length = np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-3)
             pull = 0.1 * (length - wanted) * between / length

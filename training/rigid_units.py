@@ -29,6 +29,10 @@ IntArray = npt.NDArray[np.int64]
 _BONDED = 0.95
 #: The stiffness that holds atoms at their sites, over that of bonds.
 _LEAST, _MOST = 0.002, 0.2
+#: How often displacements are along straight lines.
+_LINEAR = 0.3
+#: By so much, per size in length scales, displacements are larger before they are stiffened.
+_SHORTENS = 2.2
 #: How often there is no pattern.
 _UNITS_ALONE = 0.25
 
@@ -48,7 +52,38 @@ class RigidUnits:
     modes: Array | None = None
     share: tuple[float, float] = (0.1, 0.9)
 
-    def __call__(self, rng: np.random.Generator) -> Array:
+    def __call__(self, rng: np.random.Generator, size: float) -> Array:
+        """Displacements (n, 3) of about ``size`` per component."""
+        u = size * self.linear(rng)
+        if rng.random() < _LINEAR:
+            return u
+        stiff = self.stiffened((1 + _SHORTENS * size) * u, int(rng.integers(5, 30)))
+        return stiff + size * rng.uniform(0.03, 0.25) * rng.normal(size=u.shape)
+
+    def stiffened(self, u: Array, n_steps: int) -> Array:
+        """``u`` until bonds, and edges, are as long as they are on average.
+
+        Along straight lines what turns far becomes longer.  An oxygen that swings about the line between its
+        silicons is thus rather on a circle around it than anywhere, as in beta-cristobalite (Peacor 1973).
+        """
+        u = u.copy()
+        n = len(u)
+        bonds, edges = self._pairs()
+        counts = sum(np.bincount(np.concatenate([i, j]), minlength=n) for i, j, _ in (bonds, edges))
+        for _ in range(n_steps):
+            moved = np.zeros_like(u)
+            for i, j, d in (bonds, edges):
+                if not len(i):
+                    continue
+                way = d + u[j] - u[i]
+                length = np.linalg.norm(way, axis=1, keepdims=True)
+                pull = (1 - length.mean() / length) * way
+                np.add.at(moved, i, pull)
+                np.add.at(moved, j, -pull)
+            u += moved / np.maximum(counts, 1)[:, None]
+        return np.asarray(u - u.mean(0))
+
+    def linear(self, rng: np.random.Generator) -> Array:
         """Displacements (n, 3) of mean square one per component."""
         units = self._units(rng)
         if self.modes is None or rng.random() < _UNITS_ALONE:
@@ -71,21 +106,28 @@ class RigidUnits:
     def springs(self) -> Array:
         """The matrix (3 n, 3 n) of springs along bonds and edges, of stiffness one."""
         n = len(self.positions)
+        matrix = np.zeros((n, 3, n, 3))
+        for i, j, d in self._pairs():
+            if len(i):
+                _add(matrix, i, j, d)
+        return matrix.reshape(3 * n, 3 * n)
+
+    def _pairs(self) -> tuple[tuple[IntArray, IntArray, Array], tuple[IntArray, IntArray, Array]]:
+        """Bonds, and edges, as the two atoms and the way from one to the other."""
         i, j, d = vesin.NeighborList(cutoff=_BONDED, full_list=True).compute(
             self.positions, self.cell, list(map(bool, self.pbc)), "ijD"
         )
         i, j = i.astype(np.int64), j.astype(np.int64)
-        bonds = self.species[i] != self.species[j]
-        i, j, d = i[bonds], j[bonds], d[bonds]
-        matrix = np.zeros((n, 3, n, 3))
+        unlike = self.species[i] != self.species[j]
+        i, j, d = i[unlike], j[unlike], d[unlike]
         forward = i < j
-        _add(matrix, i[forward], j[forward], d[forward])
+        bonds = (i[forward], j[forward], d[forward])
         # The edges: pairs of oxygens on one silicon, which is the larger number.
         central = self.species[i] == self.species.max()
         order = np.argsort(i[central], kind="stable")
         i, j, d = i[central][order], j[central][order], d[central][order]
         ends = np.flatnonzero(np.diff(i, append=-1)) + 1
-        first, second, way = [], [], []
+        first, second, way = [j[:0]], [j[:0]], [d[:0]]
         start = 0
         for end in ends.tolist():
             a, b = np.triu_indices(end - start, 1)
@@ -93,9 +135,7 @@ class RigidUnits:
             second.append(j[start:end][b])
             way.append(d[start:end][b] - d[start:end][a])
             start = end
-        if first:
-            _add(matrix, np.concatenate(first), np.concatenate(second), np.concatenate(way))
-        return matrix.reshape(3 * n, 3 * n)
+        return bonds, (np.concatenate(first), np.concatenate(second), np.concatenate(way))
 
 
 def _add(matrix: Array, i: IntArray, j: IntArray, d: Array) -> None:
