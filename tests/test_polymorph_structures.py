@@ -171,10 +171,12 @@ def test_stiff_bonds_and_edges_are_alike_and_displacements_as_large_as_before(na
     u = 0.1 * units.linear(np.random.default_rng(3))
     stiff = units.stiffened(u, 30)
     for i, j, way in units._pairs():
-        before, after = (np.linalg.norm(way + x[j] - x[i], axis=1) for x in (u, stiff))
+        rest = np.linalg.norm(way, axis=1)
+        before, after = (np.linalg.norm(way + x[j] - x[i], axis=1) / rest for x in (u, stiff))
         assert after.mean() == pytest.approx(before.mean(), rel=0.02)
         assert after.std() < 0.5 * before.std()
     assert np.sqrt(np.mean(stiff**2)) == pytest.approx(0.1, rel=0.15)
+    assert np.abs(units.stiffened(0 * u, 30)).max() < 1e-9
 
 
 def test_noise_is_that_of_the_units_most_of_the_time() -> None:

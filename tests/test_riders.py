@@ -131,3 +131,20 @@ def test_it_is_saved_and_read(denoiser: Denoiser, tmp_path: Path) -> None:
     wrong = {**denoiser.config.to_dict(), "acts_on": "water"}
     with pytest.raises(CheckpointError, match="acts_on must be the symbol of an element"):
         DenoiserConfig.from_dict(wrong)
+
+
+@pytest.mark.parametrize("symbol", ["O", "X", "H", "C"])
+def test_one_species_that_may_be_a_site_of_water_is_one(symbol: str) -> None:
+    assert (
+        len(
+            riders(
+                Atoms(f"{symbol}5", positions=3.0 * np.eye(5)[:, :3] * np.arange(1, 6)[:, None]), "O"
+            ).acting
+        )
+        == 5
+    )
+
+
+def test_a_metal_is_no_water() -> None:
+    with pytest.raises(StructureError, match="all atoms are Cu, and only O is denoised"):
+        riders(bulk("Cu", cubic=True).repeat(2), "O")

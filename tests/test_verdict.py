@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_without_a_head_there_is_no_verdict() -> None:
         ({"reach": 17}, "reach"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
-        ({"extra": 1}, "must have"),
+        ({"extra": 1}, "extra, which is not known"),
     ],
 )
 def test_an_odd_head_is_refused(change: dict[str, Any], message: str) -> None:
@@ -158,6 +159,8 @@ def test_an_odd_head_is_refused(change: dict[str, Any], message: str) -> None:
         VerdictConfig.from_dict({**good, **change})
     with pytest.raises(CheckpointError, match="object"):
         VerdictConfig.from_dict(["fcc"])
+    with pytest.raises(CheckpointError, match="must have classes"):
+        VerdictConfig.from_dict({"classes": ["fcc"]})
 
 
 def test_weights_without_their_head_are_refused(judged: Path, tmp_path: Path) -> None:
@@ -272,6 +275,29 @@ def test_a_head_with_a_reach_knows_by_its_neighbours_what_single_atoms_do_not_te
         right.append(float((chosen == fresh.truth.numpy()).mean()))
     assert right[0] < 0.7
     assert right[1] > 0.95
+
+
+def test_a_denoiser_whose_head_has_a_reach_is_stored_and_loaded(tmp_path: Path) -> None:
+    plain = untrained("moments")
+    verdict = VerdictConfig(("fcc", "bcc"), width=8, reach=3)
+    head = VerdictHead.of(plain.network, verdict)
+    denoiser = Denoiser(replace(plain.config, verdict=verdict), plain.network, head=head)
+    again = Denoiser.from_pretrained(denoiser.save_pretrained(tmp_path / "far"))
+    assert again.config.verdict == verdict
+    crystal = bulk("Cu", cubic=True).repeat(3)
+    crystal.rattle(0.1, seed=0)
+    expected = denoiser.verdict(crystal).probabilities
+    np.testing.assert_allclose(again.verdict(crystal).probabilities, expected, atol=1e-6)
+    order = np.random.default_rng(0).permutation(len(crystal))
+    turned = crystal.copy()
+    turned.rotate(37, (1, 2, 3), rotate_cell=True)
+    np.testing.assert_allclose(again.verdict(turned[order]).probabilities, expected[order], atol=1e-4)
+    alone = bulk("Cu", cubic=True)[:2]
+    alone.set_cell([30, 30, 30])
+    alone.positions[1] += 12
+    assert np.isfinite(again.verdict(alone).probabilities).all()
+    with pytest.raises(ValueError, match="averaging"):
+        head(torch.zeros(1, head.mean.numel()))
 
 
 def test_structures_side_by_side_do_not_see_each_other() -> None:

@@ -73,7 +73,7 @@ def kept(
 ) -> list[dict[str, Any]]:
     """Rows of a section that new ones leave as they are, those that differ from all of them in ``keys``.
 
-    Each says when it was ``measured``.  None where the section is of other weights or another config.
+    Each says when it was ``measured``.  None are left where the section is of other weights or config.
     """
     old = read_metrics(folder).get("sections", {}).get(section, {})
     if {key: old.get(key) for key in ("weights_sha256", "config_sha256")} != _stamp(folder):

@@ -61,7 +61,7 @@ class RigidUnits:
         return stiff + size * rng.uniform(0.03, 0.25) * rng.normal(size=u.shape)
 
     def stiffened(self, u: Array, n_steps: int) -> Array:
-        """``u`` until bonds, and edges, are as long as they are on average.
+        """``u`` until all bonds, and all edges, are longer than in the crystal by the same part.
 
         Along straight lines what turns far becomes longer.  An oxygen that swings about the line between its
         silicons is thus rather on a circle around it than anywhere, as in beta-cristobalite (Peacor 1973).
@@ -76,8 +76,8 @@ class RigidUnits:
                 if not len(i):
                     continue
                 way = d + u[j] - u[i]
-                length = np.linalg.norm(way, axis=1, keepdims=True)
-                pull = (1 - length.mean() / length) * way
+                length, rest = (np.linalg.norm(x, axis=1, keepdims=True) for x in (way, d))
+                pull = (1 - np.mean(length / rest) * rest / length) * way
                 np.add.at(moved, i, pull)
                 np.add.at(moved, j, -pull)
             u += moved / np.maximum(counts, 1)[:, None]

@@ -40,7 +40,7 @@ from zoo.denoiser import Denoiser
 from zoo.errors import CheckpointError, StructureError, ZooError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
-from zoo.verdict import VerdictConfig, VerdictHead, averaging, head_features
+from zoo.verdict import LONGEST_REACH, VerdictConfig, VerdictHead, averaging, head_features
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -142,6 +142,7 @@ def joined(parts: Sequence[Example]) -> Example:
     averages = [part.average for part in parts if part.average is not None]
     if not averages:
         return Example(features, true)
+    assert len(averages) == len(parts)
     starts = np.cumsum([0, *(len(part.truth) for part in parts)]).tolist()
     where = torch.cat([a.indices() + start for a, start in zip(averages, starts, strict=False)], 1)
     values = torch.cat([a.values() for a in averages])
@@ -192,11 +193,12 @@ def examples(
         return [example for _, example in zip(shown(range(n)), made, strict=True) if example is not None]
 
 
-def _batches(training: Sequence[Example], all_of_it: Example) -> Iterator[Example]:
+def _batches(training: Sequence[Example]) -> Iterator[Example]:
     """One pass, in any order: atom by atom, or where they see one another by whole structures."""
-    if all_of_it.average is None:
-        for part in torch.randperm(len(all_of_it.truth)).split(_BATCH):
-            yield Example(all_of_it.features[part], all_of_it.truth[part])
+    if all(part.average is None for part in training):
+        everything = joined(training)
+        for part in torch.randperm(len(everything.truth)).split(_BATCH):
+            yield Example(everything.features[part], everything.truth[part])
         return
     waiting: list[Example] = []
     for index in torch.randperm(len(training)).tolist():
@@ -215,8 +217,7 @@ def fit(
     seed: int,
 ) -> VerdictHead:
     """The head that did best on what is held out, with its temperature."""
-    everything, unseen = joined(training), joined(held_out)
-    x = everything.features
+    x, unseen = torch.cat([part.features for part in training]), joined(held_out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = VerdictHead(x.shape[1], config)
@@ -227,7 +228,7 @@ def fit(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, lowest = {k: t.clone() for k, t in head.state_dict().items()}, float("inf")
         for _ in range(_EPOCHS):
-            for part in _batches(training, everything):
+            for part in _batches(training):
                 optimizer.zero_grad()
                 _loss(head(part.features, part.average), part.truth).backward()
                 optimizer.step()
@@ -280,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", help="of the new checkpoint; default: that of the old one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.structures < 10 or args.workers < 1 or not 0 <= (args.reach or 0) <= LONGEST_REACH:
+        parser.error(f"at least 10 structures and one worker, and a reach from 0 to {LONGEST_REACH}")
     try:
         return run(args, Console())
     except ZooError as error:
@@ -339,6 +342,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         command=(
             f"python -m training.verdict build/{old.name} -o build/{old.name}-judged "
             f"--structures {args.structures} --seed {args.seed}"
+            f"{'' if args.reach is None else f' --reach {args.reach}'}"
         ),
         seed=args.seed,
         extra={

@@ -95,14 +95,21 @@ def choose_denoiser(atoms: Atoms, steps: int = 10) -> tuple[Denoiser, str]:
     return choice.denoiser, choice.reason
 
 
-def choose(atoms: Atoms, steps: int = 10, callback: Callback | None = None) -> Choice:
+def choose(
+    atoms: Atoms,
+    steps: int = 10,
+    callback: Callback | None = None,
+    load: Callable[[str], Denoiser] | None = None,
+) -> Choice:
     """As `choose_denoiser`, with the denoised structure where there is one.
 
-    ``callback`` is called after every step of each candidate, as by `Denoiser.denoise`.
+    ``callback`` is called after every step of each candidate, as by `Denoiser.denoise`; ``load`` is for those
+    who keep denoisers that they have loaded.
     """
+    load = load or _load
     words, names = _candidates(atoms)
     if len(names) == 1:
-        return Choice(names[0], _load(names[0]), words)
+        return Choice(names[0], load(names[0]), words)
     piece, counts = _piece(atoms)
     judgeable = len(piece) == len(atoms) or counts.sum() >= FEWEST
     judged: list[_Judged] = []
@@ -111,7 +118,7 @@ def choose(atoms: Atoms, steps: int = 10, callback: Callback | None = None) -> C
     failures: dict[str, ZooError] = {}
     for name in names:
         try:
-            denoiser = _load(name)
+            denoiser = load(name)
             if judgeable and getattr(denoiser, "head", None) is not None:
                 judged.append(_judge(name, denoiser, piece, counts, steps, callback))
                 best = _best(judged)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import vesin
 from ase import Atoms
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from zoo.errors import StructureError
 from zoo.graph import complete_cell
@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 FOREIGN = 1.6
 #: Atoms nearer than this (Å) to one that is denoised ride with it: O-H is about 1 Å, a hydrogen bond 1.8.
 BONDED = 1.3
+#: Atomic numbers that say nothing: none, and those that LAMMPS and its readers give to types without a name.
+_UNNAMED = (0, 1, 6)
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,23 @@ def acting_part(atoms: Atoms, symbol: str) -> Atoms:
 def riders(atoms: Atoms, symbol: str) -> Riders:
     """Divide a structure for a denoiser that acts on one element.
 
-    A structure of one species throughout, such as one-site water, is taken to be of that element.
+    A structure of one species throughout, such as one-site water, is taken to be of that element, if its
+    atoms are not named or have a name that LAMMPS files get by default.
 
     Raises
     ------
-    StructureError : there are several species, and that element is none of them or always in other molecules.
+    StructureError : that element is none of the species, or always in other molecules.
     """
     numbers = np.asarray(atoms.numbers)
     chosen = numbers == atomic_numbers[symbol]
     if not chosen.any():
         types = atoms.arrays.get("type")
+        if not np.isin(numbers, _UNNAMED).all() and len(np.unique(numbers)) == 1:
+            name = chemical_symbols[int(numbers[0])]
+            raise StructureError(
+                f"all atoms are {name}, and only {symbol} is denoised: use another checkpoint, or name the "
+                f"sites {symbol} if they are those of a one-site model"
+            )
         if len(np.unique(numbers)) > 1 or (types is not None and len(np.unique(types)) > 1):
             formula = atoms.get_chemical_formula(empirical=True)
             raise StructureError(

@@ -33,7 +33,7 @@ from zoo.graph import Graph
 from zoo.verdict_names import DISORDERED
 
 _KEYS = {"classes", "width", "temperature"}
-_LONGEST_REACH = 16
+LONGEST_REACH = 16
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ class VerdictConfig:
             raise CheckpointError("config.json: verdict must be an object, {} for none")
         if not data:
             return None
-        if set(data) - {"reach"} != _KEYS:
+        if unknown := sorted(map(str, set(data) - _KEYS - {"reach"})):
+            raise CheckpointError(
+                f"config.json: verdict has {', '.join(unknown)}, which is not known: upgrade score-zoo"
+            )
+        if not set(data) >= _KEYS:
             raise CheckpointError(f"config.json: verdict must have {', '.join(sorted(_KEYS))}")
         classes, width, temperature = data["classes"], data["width"], data["temperature"]
         if (
@@ -103,7 +107,7 @@ class VerdictConfig:
         ):
             raise CheckpointError("config.json: classes of the verdict must be different names of crystals")
         reach = data.get("reach", 0)
-        for key, value, low, high in (("width", width, 1, 4096), ("reach", reach, 0, _LONGEST_REACH)):
+        for key, value, low, high in (("width", width, 1, 4096), ("reach", reach, 0, LONGEST_REACH)):
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise CheckpointError(
                     f"config.json: {key} of the verdict must be a whole number from {low} to {high}"
@@ -180,7 +184,8 @@ def head_features(network: nn.Module, graph: Graph) -> Tensor:
 class VerdictHead(nn.Module):
     """Features of `head_features` -> calibrated logits (n_atoms, n_classes).
 
-    ``mean`` and ``scale`` are those of the features in training.  With a reach, `averaging` has to be given.
+    ``mean`` and ``scale`` are those of the features in training.  With a reach, `averaging` has to be given;
+    without it there is a ValueError.
     """
 
     mean: Tensor
@@ -209,7 +214,8 @@ class VerdictHead(nn.Module):
     def forward(self, features: Tensor, average: Tensor | None = None) -> Tensor:
         x: Tensor = self.layers(((features - self.mean) / self.scale).clamp(-6, 6))
         if self.config.reach:
-            assert average is not None
+            if average is None:
+                raise ValueError("a head with a reach needs what `averaging` gives for the graph")
             seen = [x]
             for _ in range(self.config.reach):
                 seen.append(torch.sparse.mm(average, seen[-1]))

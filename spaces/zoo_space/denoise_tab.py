@@ -46,7 +46,7 @@ def build(service: Service) -> None:
                 frame = gr.Number(1, label="Frame", precision=0, info="Counted from 1; -1 is the last one.")
                 species = gr.Textbox(
                     label="Elements of the LAMMPS types", placeholder="Al Cu", max_lines=1,
-                    info="Only if the file does not name them; the result does not depend on them.",
+                    info="Only if the file does not name them. Compounds, ice and the choice depend on them.",
                 )  # fmt: skip
             stop = gr.Button("Stop", size="sm", interactive=False, elem_id="denoise-stop")
             gr.HTML(f'<p class="zs-limits">{limits.of_denoising()} Uploads are not kept.</p>')
@@ -141,6 +141,12 @@ def _shown(result: Denoised) -> list[Any]:
             ("atoms", f"{s['atoms']:,} ({s['formula']})"),
             ("checkpoint", s["checkpoint"]),
             *([("chosen because", s["chosen_because"])] if "chosen_because" in s else []),
+            (
+                "structures by",
+                "the verdict of the checkpoint, which is made for denoised ones"
+                if s["told_by"] == "verdict"
+                else "common neighbour analysis and its relatives",
+            ),
             ("steps", f"{s['steps']} in {s['seconds']:.2f} s, {end}"),
             ("mean shift of an atom", f"{s['mean_shift_angstrom']:.3f} Å"),
             ("largest shift", f"{s['largest_shift_angstrom']:.3f} Å"),

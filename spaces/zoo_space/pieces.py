@@ -7,7 +7,7 @@ from html import escape
 
 from zoo import verdict_names
 from zoo.analysis.crystals import COLORS, STRUCTURES
-from zoo.analysis.pictures import luminance
+from zoo.analysis.pictures import ink
 
 
 def palette_of(names: Collection[str]) -> dict[str, str]:
@@ -74,10 +74,8 @@ def _bar(name: str, shares: Mapping[str, float]) -> str:
             continue
         told.append(f"{structure} {percent(share)}")
         text = f"{structure} {percent(share)}" if share > 0.3 else percent(share) if share > 0.12 else ""
-        # Whichever of white and nearly black has more contrast with it.
-        ink = "#ffffff" if luminance(color) < 0.19 else "#111111"
         parts.append(
-            f'<span style="flex:{share:.6f} 1 0;background:{color};color:{ink}" '
+            f'<span style="flex:{share:.6f} 1 0;background:{color};color:{ink(color)}" '
             f'title="{escape(structure)} {percent(share)}">{escape(text)}</span>'
         )
     label = escape(f"{name}: {', '.join(told)}")

@@ -15,6 +15,7 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from training.polymorphs import orthogonal
+from zoo.denoiser import Denoiser
 from zoo.errors import StructureError
 from zoo.registry import records
 from zoo.verdict_names import COLORS
@@ -145,6 +146,46 @@ def test_what_has_a_checkpoint_of_its_own_gets_it_and_its_names(tmp_path: Path) 
         summary["fractions_before"], summary["fractions_after"], summary["atoms"]
     )
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_large_structure_is_judged_at_the_ends_of_its_way_only() -> None:
+    assert denoise._frames(9, 500, judged=True) == list(range(9))
+    assert denoise._frames(9, 20_000, judged=True) == [0, 4, 8]
+    assert denoise._frames(9, 200_000, judged=True) == [0, 8]
+    assert denoise._frames(9, 200_000, judged=False) == list(range(9))
+
+
+@pytest.mark.slow
+def test_the_trial_that_decided_is_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two species, two checkpoints may be tried; neither denoises twice."""
+    pytest.importorskip("mace")
+    crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(3)
+    crystal.rattle(0.15, seed=2)
+    write(tmp_path / "salt.extxyz", crystal)
+    taken: list[str] = []
+    original = Denoiser.denoise
+
+    def counted(self: Denoiser, *args: Any, **options: Any) -> Any:
+        taken.append(self.name)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Denoiser, "denoise", counted)
+    result, _, told = run_denoise(tmp_path / "salt.extxyz", tmp_path, checkpoint=AUTOMATIC)
+    assert taken.count("denoiser-binaries") == 1
+    assert result.summary["checkpoint"].startswith("denoiser-binaries@")
+    assert result.summary["told_by"] == "verdict"
+    assert result.summary["fractions_after"]["rocksalt"] > 0.99
+    assert len(result.curve) == len(result.scene.frame_names) - 1
+    shares = [each.share for each in told if isinstance(each, Progress)]
+    assert shares == sorted(shares)
+    assert result.summary["seconds"] > 0
+
+
+def test_copper_is_not_denoised_as_ice(tmp_path: Path) -> None:
+    pytest.importorskip("mace")
+    write(tmp_path / "copper.extxyz", bulk("Cu", cubic=True).repeat(3))
+    with pytest.raises(StructureError, match="all atoms are Cu"):
+        run_denoise(tmp_path / "copper.extxyz", tmp_path, checkpoint="denoiser-ice")
 
 
 def test_an_element_needs_no_trial(tmp_path: Path) -> None:

@@ -242,11 +242,16 @@ def _fraction_bar(axes: Any, fractions: Mapping[str, float], palette: Mapping[st
         axes.barh(0, share, left=start, color=color, height=1.0, edgecolor="white", linewidth=0.8)
         if share >= 0.08:
             axes.text(start + share / 2, 0, _percent(share), ha="center", va="center", fontsize=12,
-                      color=_INK if luminance(color) > 0.28 else "white")  # fmt: skip
+                      color=ink(color, _INK))  # fmt: skip
         start += share
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.5, 0.5)
     axes.set_axis_off()
+
+
+def ink(color: str, dark: str = "#111111") -> str:
+    """Of white and nearly black, what has more contrast with a colour ``#rrggbb``."""
+    return "#ffffff" if luminance(color) < 0.19 else dark
 
 
 def luminance(color: str) -> float:
@@ -270,7 +275,7 @@ def _percent(share: float) -> str:
 def _legend(
     figure: Any, fractions: list[dict[str, float]], palette: Mapping[str, str], width: int, height: int
 ) -> None:
-    """Every structure that occurs, with its colour and its two fractions, in one centred row."""
+    """Every structure that occurs, with its colour and its two fractions, centred."""
     from matplotlib.lines import Line2D
 
     before, after = fractions

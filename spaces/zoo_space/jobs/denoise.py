@@ -27,6 +27,8 @@ from zoo_space.uploads import read_crystal, safe_name, stem, unpacked
 
 Array = npt.NDArray[np.float64]
 _PIXELS = 620
+#: Atoms of all frames that get a verdict.
+_JUDGED_ATOMS = 60_000
 
 
 def run(request: DenoiseRequest, folder: Path, tell: Callable[[Any], None]) -> Path:
@@ -41,27 +43,26 @@ def run(request: DenoiseRequest, folder: Path, tell: Callable[[Any], None]) -> P
         unpacked(request.path, folder, request.limits), request.frame, request.species, request.limits
     )
     before.calc = None
-    denoiser, why = _chosen(before, request, tell)
-    steps: list[Array] = [before.get_positions()]
-
-    def follow(step: int, positions: Array, mean: float) -> None:
-        steps.append(positions)
-        tell(Progress(0.1 + 0.7 * step / request.steps, f"step {step}: atoms moved {mean:.3f} Å on average"))
-
+    way = _Way(request, tell)
+    denoiser, why, after = _chosen(before, request, way)
     started = time.perf_counter()
-    after = denoiser.denoise(before, steps=request.steps, callback=follow)
+    if after is None:
+        after = denoiser.denoise(before, steps=request.steps, callback=way.follow)
     seconds = time.perf_counter() - started
-    tell(Progress(0.85, "reading the structure of every step"))
-    labels = []
-    for positions in steps:
+    every = [before.get_positions(), *way.taken(after)]
+    kept = _frames(len(every), len(before), judged=_names(denoiser) != STRUCTURES)
+    steps, labels = [every[k] for k in kept], []
+    for positions in steps[:-1]:
         frame = before.copy()
         frame.set_positions(positions, apply_constraint=False)
         labels.append(_labels(denoiser, frame))
-    structure = _written(after, request)
-    summary = _summary(before, after, denoiser, labels, number, seconds, request)
+        tell(Progress(0.8 + 0.15 * len(labels) / len(steps), "reading the structure of every step"))
+    labels.append(_labels(denoiser, after, judged=True))
+    structure = _written(after, denoiser, request)
+    summary = _summary(before, after, denoiser, labels, number, way.seconds or seconds, request)
     if why:
         summary["chosen_because"] = why
-    scene = _scene(before, steps, labels, _names(denoiser), request.limits)
+    scene = _scene(before, steps, kept, labels, _names(denoiser), request.limits)
     curve = [float(x) for x in after.info["denoise_mean_displacement"]]
     tell(Denoised(summary, scene, curve, structure))
     picture = request.out / f"{stem(request.path.name)}-denoised.png"
@@ -75,13 +76,45 @@ def _denoiser(name: str) -> Denoiser:
     return Denoiser.from_pretrained(name)
 
 
-def _chosen(atoms: Atoms, request: DenoiseRequest, tell: Callable[[Any], None]) -> tuple[Denoiser, str]:
-    """The denoiser that was asked for, or the one that suits best and why."""
+class _Way:
+    """The steps of every denoiser that is tried, told as progress as they are taken."""
+
+    def __init__(self, request: DenoiseRequest, tell: Callable[[Any], None]) -> None:
+        self._request, self._tell = request, tell
+        self._runs: list[list[Array]] = []
+        self._share = 0.05
+        self.seconds = 0.0  # of the trial that is shown, if one is
+
+    def follow(self, step: int, positions: Array, mean: float) -> None:
+        if step == 1:
+            self._runs.append([])
+        self._runs[-1].append(positions)
+        # A second trial begins where the first one ended, so that a bar never goes back.
+        self._share += (0.8 - self._share) / (self._request.steps + 2)
+        self._tell(Progress(self._share, f"step {step}: atoms moved {mean:.3f} Å on average"))
+
+    def taken(self, after: Atoms) -> list[Array]:
+        """Positions after each of the steps that led to this structure."""
+        return next(run for run in reversed(self._runs) if np.array_equal(run[-1], after.positions))
+
+
+def _chosen(atoms: Atoms, request: DenoiseRequest, way: _Way) -> tuple[Denoiser, str, Atoms | None]:
+    """The denoiser that was asked for; or the one that suits best, why, and what it made if it was tried."""
     if request.checkpoint != AUTOMATIC:
-        return _denoiser(request.checkpoint), ""
-    tell(Progress(0.05, "choosing a checkpoint"))
-    choice = choose(atoms, request.steps)
-    return choice.denoiser, " ".join(choice.reason.split())
+        return _denoiser(request.checkpoint), "", None
+    choice = choose(atoms, request.steps, way.follow, _denoiser)
+    way.seconds = choice.seconds
+    reason = " ".join(choice.reason.split()).replace("with --species", "under Settings")
+    return choice.denoiser, reason, choice.clean
+
+
+def _frames(n_frames: int, n_atoms: int, *, judged: bool) -> list[int]:
+    """Which frames are labelled and shown: all, but of a large structure as many as can be judged in time.
+
+    A verdict costs as much as a step.
+    """
+    most = n_frames if not judged else max(2, min(n_frames, _JUDGED_ATOMS // max(n_atoms, 1)))
+    return sorted(set(np.linspace(0, n_frames - 1, most).round().astype(int).tolist()))
 
 
 def _names(denoiser: Denoiser) -> tuple[str, ...]:
@@ -92,11 +125,12 @@ def _names(denoiser: Denoiser) -> tuple[str, ...]:
     return (*classes, OTHER) if denoiser.config.acts_on else classes
 
 
-def _labels(denoiser: Denoiser, frame: Atoms) -> npt.NDArray[np.int64]:
-    """(n_atoms,) places in `pieces.palette_of` of `_names`."""
+def _labels(denoiser: Denoiser, frame: Atoms, *, judged: bool = False) -> npt.NDArray[np.int64]:
+    """(n_atoms,) places in `pieces.palette_of` of `_names`; of a frame that has its verdict, those."""
     if _names(denoiser) == STRUCTURES:
         return structure_types(frame)
-    return np.array([CODES[name] for name in denoiser.verdict(frame).structure_type.tolist()], dtype=np.int64)
+    names = frame.arrays["structure_type"] if judged else denoiser.verdict(frame).structure_type
+    return np.array([CODES[name] for name in names.tolist()], dtype=np.int64)
 
 
 def _shares(denoiser: Denoiser, labels: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -106,9 +140,10 @@ def _shares(denoiser: Denoiser, labels: npt.NDArray[np.int64]) -> dict[str, floa
     return {name: float((labels == place[name]).mean()) for name in names}
 
 
-def _written(after: Atoms, request: DenoiseRequest) -> Path:
+def _written(after: Atoms, denoiser: Denoiser, request: DenoiseRequest) -> Path:
     out = after.copy()
-    store_labels(out, structure_types(out))
+    if not denoiser.config.acts_on:  # else the crystal's sites are some of the atoms only
+        store_labels(out, structure_types(out))
     path = request.out / f"{stem(request.path.name)}-denoised.extxyz"
     with FrameWriter(path) as writer:
         writer.write(out)
@@ -151,6 +186,7 @@ def _summary(
         "mean_displacement_of_each_step_angstrom": [
             round(float(x), 5) for x in info["denoise_mean_displacement"]
         ],
+        "told_by": "classifiers" if _names(denoiser) == STRUCTURES else "verdict",
         "fractions_before": _shares(denoiser, labels[0]),
         "fractions_after": fractions,
         "warning": warning,
@@ -159,7 +195,12 @@ def _summary(
 
 
 def _scene(
-    before: Atoms, steps: list[Array], labels: list[Any], names: tuple[str, ...], limits: Limits
+    before: Atoms,
+    steps: list[Array],
+    numbers: list[int],
+    labels: list[Any],
+    names: tuple[str, ...],
+    limits: Limits,
 ) -> Scene:
     """Two panels, seen alike: what was given, and every step of the way."""
     wrapped = before.copy()
@@ -181,7 +222,7 @@ def _scene(
             Panel("before", frames[:1], kinds[:1]),
             Panel("after", frames, kinds),
         ],
-        frame_names=["as given", *(f"step {k}" for k in range(1, len(frames)))],
+        frame_names=["as given", *(f"step {k}" for k in numbers[1:])],
         palette=[
             (name, color, bool(i in present))
             for i, (name, color) in enumerate(pieces.palette_of(names).items())

@@ -140,6 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
+    if args.add and (not args.record or args.steps != parser.get_default("steps")):
+        parser.error("--add goes with --record, and with the default of --steps")
     torch.set_num_threads(args.threads)
     try:
         denoiser = Denoiser.from_pretrained(args.checkpoint)
@@ -166,7 +168,8 @@ def main(argv: list[str] | None = None) -> int:
         folder, _ = resolve(args.checkpoint)
         if args.add:
             order = list(COMPOUNDS)
-            rows += kept(folder, "compounds", rows, ("material", "t_over_tm"))
+            old = kept(folder, "compounds", rows, ("material", "t_over_tm"))
+            rows += [row for row in old if row["material"] in order]
             rows.sort(key=lambda row: (order.index(row["material"]), row["t_over_tm"]))
         record(
             folder, "compounds", rows, command="python -m training.benchmarks.dc3.compounds --record",
