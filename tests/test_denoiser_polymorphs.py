@@ -1,4 +1,4 @@
-"""The released denoiser of ice does on geometry what its card says."""
+"""The released denoisers of ice and of silica do on geometry what their cards say."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ase import Atoms
 from ase.io import write
 
 from training import polymorph_structures as structures
-from training.polymorphs import ICE, POLYMORPHS, orthogonal
+from training.polymorphs import ICE, POLYMORPHS, SILICA, orthogonal
 from zoo import registry
 from zoo.denoiser import Denoiser
 from zoo.errors import StructureError
 from zoo.verdict_names import DISORDERED
 
-NAMES = {"denoiser-ice": tuple(ICE)}
+NAMES = {"denoiser-ice": tuple(ICE), "denoiser-silica": tuple(SILICA)}
 PHASES = [(name, phase) for name, phases in NAMES.items() for phase in phases]
 #: Of which little noise is taken out, as the card says.
 HARD = ("ice II", "ice III")
-SPACING = {"denoiser-ice": 2.75}
+SPACING = {"denoiser-ice": 2.75, "denoiser-silica": 1.6}
 
 
 def golden_file(name: str) -> Path:
