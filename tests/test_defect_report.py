@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,26 @@ def test_mistakes_are_told_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_crystals_without_a_classifier_are_told_by_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mace")
+    from training.polymorphs import orthogonal
+
+    crystal = orthogonal("alpha-cristobalite").repeat(3)
+    crystal.rattle(0.03, seed=0)
+    write(tmp_path / "hot.extxyz", [crystal, crystal])
+    assert (
+        cli(["analyze", str(tmp_path / "hot.extxyz"), "--stop", "1", "-o", str(tmp_path / "out.json")]) == 0
+    )
+    told = capsys.readouterr().out
+    assert re.search(r"alpha-cristobalite +100.00 %", told)
+    assert "classifiers have no class for alpha-cristobalite, so defects are not counted" in told
+    assert "no crystal found" not in told
+    (frame,) = json.loads((tmp_path / "out.json").read_text())["frames"]
+    assert frame["verdict"] == {"alpha-cristobalite": 1.0}
+    assert cli(["analyze", str(tmp_path / "hot.extxyz")]) == 0
+    assert len(re.findall(r"alpha-cristobalite +100.00 % +0.00 %", capsys.readouterr().out)) == 2

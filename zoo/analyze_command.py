@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.denoise_command import INTERRUPTED, Meter, Start, begin, percent, selected_frames
 from zoo.errors import StructureError, ZooError
+from zoo.verdict_names import DISORDERED
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -174,6 +175,16 @@ def _show_one(report: DefectReport, console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(justify="right")
     table.add_row("atoms", f"{report.atoms:,}")
+    if report.unclassified:
+        for name, share in report.verdict.items():
+            table.add_row(name, percent(share, up=name == DISORDERED))
+        console.print(table)
+        console.print(
+            f"by the verdict of the checkpoint; classifiers have no class for {report.unclassified}, "
+            "so defects are not counted",
+            soft_wrap=True,
+        )
+        return
     for name, share in report.fractions.items():
         if share and name != "other":
             table.add_row(name, percent(share))
@@ -205,8 +216,12 @@ def _show_many(reports: Sequence[DefectReport], label: str, times: Sequence[floa
         table.add_column(header, justify=justify, overflow="fold", no_wrap=False)
     for time, r in zip(times, reports, strict=True):
         share = 0.0 if r.crystal is None else r.fractions[r.crystal]
+        name, disordered = r.crystal or "none", r.disordered
+        if r.unclassified:
+            name, disordered = r.unclassified, r.verdict.get(DISORDERED, 0.0)
+            share = r.verdict[name]
         table.add_row(
-            f"{time:g}", r.crystal or "none", percent(share), percent(r.disordered, up=True),
+            f"{time:g}", name, percent(share), percent(disordered, up=True),
             str(r.vacancies), str(r.interstitials), *(str(r.planes.get(kind, 0)) for kind in kinds),
             str(len(r.grains)), f"{r.dislocation_length:.1f}",
         )  # fmt: skip

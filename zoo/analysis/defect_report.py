@@ -6,7 +6,7 @@ One report per denoised frame; `zoo analyze` makes a table, JSON and a picture o
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from zoo.analysis.crystals import (
 )
 from zoo.analysis.extended_defects import grains, neighbors, planar_faults
 from zoo.analysis.point_defects import nearest_distance, point_defects
+from zoo.verdict_names import DISORDERED, is_verdict
+from zoo.verdict_names import OTHER as NOT_FOR_IT
 
 #: With a smaller share of atoms in any crystal there is none to have defects.
 LEAST_CRYSTAL = 0.05
@@ -46,6 +48,7 @@ class DefectReport:
     grains : sizes in atoms, the largest first.
     dislocations : of each family of Burgers vectors the number of lines and their length in Å.
     dislocation_density : 1/m², length of all lines over the volume; None unless all is periodic.
+    verdict : share of the atoms with each name of a denoiser's verdict, the largest first; empty without one.
     """
 
     atoms: int
@@ -58,6 +61,16 @@ class DefectReport:
     grains: tuple[int, ...]
     dislocations: dict[str, tuple[int, float]]
     dislocation_density: float | None
+    verdict: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def unclassified(self) -> str | None:
+        """The commonest crystal of the verdict if it is none of `STRUCTURES`, as those of ice and silica.
+
+        The shares and defects above are then those of another thing.
+        """
+        crystals = [name for name in self.verdict if name not in (DISORDERED, NOT_FOR_IT)]
+        return crystals[0] if crystals and self.crystal is None and crystals[0] not in STRUCTURES else None
 
     @property
     def dislocation_length(self) -> float:
@@ -79,6 +92,7 @@ class DefectReport:
                 for name, (number, length) in self.dislocations.items()
             },
             "dislocation_density_per_m2": self.dislocation_density,
+            "verdict": {name: round(share, 6) for name, share in self.verdict.items()},
         }
 
 
@@ -100,7 +114,8 @@ def defect_report(atoms: Atoms, labels: IntArray | None = None) -> DefectReport:
         ((k, fractions[name]) for k, name in enumerate(STRUCTURES) if k != OTHER), key=lambda each: each[1]
     )
     if share < LEAST_CRYSTAL:
-        return DefectReport(len(atoms), None, fractions, fractions["other"], 0, 0, {}, (), {}, None)
+        nothing = DefectReport(len(atoms), None, fractions, fractions["other"], 0, 0, {}, (), {}, None)
+        return replace(nothing, verdict=_verdict(atoms))
     crystal = STRUCTURES[label]
     spacing = nearest_distance(atoms, np.flatnonzero(labels != OTHER))
     lines: list[Dislocation] = []
@@ -121,7 +136,16 @@ def defect_report(atoms: Atoms, labels: IntArray | None = None) -> DefectReport:
         grains=tuple(int(size) for size in grains(atoms, spacing)),
         dislocations=families,
         dislocation_density=density,
+        verdict=_verdict(atoms),
     )
+
+
+def _verdict(atoms: Atoms) -> dict[str, float]:
+    if not is_verdict(atoms.arrays) or not len(atoms):
+        return {}
+    names, counts = np.unique(atoms.arrays["structure_type"].astype(str), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {str(names[k]): float(counts[k] / len(atoms)) for k in order}
 
 
 def _disordered(atoms: Atoms, labels: IntArray, spacing: float) -> float:
