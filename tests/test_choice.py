@@ -409,7 +409,6 @@ def test_analyze_chooses_too(install: Install, folder: Path, capsys: pytest.Capt
 
 @pytest.fixture
 def released() -> None:
-    pytest.importorskip("mace")
     for name in ("denoiser-elements", "denoiser-binaries"):
         if not registry.bundled_folder(registry.find(name)).is_dir() and not os.environ.get("CI"):
             pytest.skip(f"{name} has not been trained in this working copy")

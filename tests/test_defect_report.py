@@ -286,7 +286,6 @@ def test_mistakes_are_told_in_one_line(
 def test_crystals_without_a_classifier_are_told_by_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("mace")
     from training.polymorphs import orthogonal
 
     crystal = orthogonal("alpha-cristobalite").repeat(3)

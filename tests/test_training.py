@@ -204,7 +204,6 @@ def test_the_recipe_writes_a_checkpoint_and_resumes(
 def test_names_of_crystals_help_to_train_and_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mace")
     from training import denoiser_silica
 
     small = replace(
@@ -232,7 +231,6 @@ def test_names_of_crystals_help_to_train_and_are_not_kept(
 
 @pytest.mark.slow
 def test_the_loss_of_names_is_their_cross_entropy() -> None:
-    pytest.importorskip("mace")
     from training.polymorph_structures import draw_silica
     from zoo.backbones.mace_network import MaceConfig, MaceNetwork
 

@@ -13,6 +13,8 @@ from zoo.registry import Record, bundled_folder, records
 from zoo_space import pieces
 
 ROUTE = "zoo-figures"
+#: All in one row would not fit on a screen.
+KINDS = {"denoiser": "Denoisers", "score-dynamics": "Score dynamics"}
 _PYTHON = {
     "denoiser": (
         "from ase.io import read\nfrom zoo import Denoiser\n"
@@ -31,11 +33,14 @@ _SHELL = {
 
 
 def build() -> None:
-    """One tab per released checkpoint, within the current ``gr.Tab``."""
+    """One tab per released checkpoint, by kinds, within the current ``gr.Tab``."""
     with gr.Tabs():
-        for record in records():
-            with gr.Tab(record.name):
-                _checkpoint(record)
+        for kind, title in KINDS.items():
+            with gr.Tab(title), gr.Tabs():
+                for record in records():
+                    if record.kind == kind:
+                        with gr.Tab(record.name):
+                            _checkpoint(record)
 
 
 def _checkpoint(record: Record) -> None:

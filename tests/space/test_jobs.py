@@ -119,7 +119,6 @@ def test_what_is_no_crystal_is_denoised_with_a_warning(tmp_path: Path) -> None:
 
 def test_what_has_a_checkpoint_of_its_own_gets_it_and_its_names(tmp_path: Path) -> None:
     """Ice with its hydrogens: chosen by itself, told by the verdict, for which classifiers have no class."""
-    pytest.importorskip("mace")
     oxygens = orthogonal("ice VII").repeat(4)
     crystal = oxygens.copy()
     for shift in ((0.6, 0.7, 0.2), (-0.7, 0.1, 0.6)):
@@ -158,7 +157,6 @@ def test_a_large_structure_is_judged_at_the_ends_of_its_way_only() -> None:
 @pytest.mark.slow
 def test_the_trial_that_decided_is_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two species, two checkpoints may be tried; neither denoises twice."""
-    pytest.importorskip("mace")
     crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(3)
     crystal.rattle(0.15, seed=2)
     write(tmp_path / "salt.extxyz", crystal)
@@ -182,7 +180,6 @@ def test_the_trial_that_decided_is_what_is_shown(tmp_path: Path, monkeypatch: py
 
 
 def test_copper_is_not_denoised_as_ice(tmp_path: Path) -> None:
-    pytest.importorskip("mace")
     write(tmp_path / "copper.extxyz", bulk("Cu", cubic=True).repeat(3))
     with pytest.raises(StructureError, match="all atoms are Cu"):
         run_denoise(tmp_path / "copper.extxyz", tmp_path, checkpoint="denoiser-ice")

@@ -265,6 +265,7 @@ def test_cards_say_what_the_registry_says(visitor: Visitor) -> None:
     page = visitor.page
     visitor.tab("Checkpoints")
     for record in records():
+        visitor.tab({"denoiser": "Denoisers", "score-dynamics": "Score dynamics"}[record.kind])
         visitor.tab(record.name)
         page.wait_for_selector(f"text={record.sha256}")
         text = page.inner_text("[role=tabpanel]:visible >> nth=-1")
