@@ -170,7 +170,7 @@ def test_stiff_bonds_and_edges_are_alike_and_displacements_as_large_as_before(na
     _, units = units_of(name)
     u = 0.1 * units.linear(np.random.default_rng(3))
     stiff = units.stiffened(u, 30)
-    for i, j, way in units._pairs():
+    for i, j, way in units._pairs:
         rest = np.linalg.norm(way, axis=1)
         before, after = (np.linalg.norm(way + x[j] - x[i], axis=1) / rest for x in (u, stiff))
         assert after.mean() == pytest.approx(before.mean(), rel=0.02)

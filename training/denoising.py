@@ -70,20 +70,14 @@ class Naming(nn.Module):
         out: Tensor = self.network(graph, context)
         return out
 
-    def truth(self, sample: lattices.Sample) -> Tensor:
-        """(n_atoms,) index of the crystal; the number of crystals in none."""
-        assert sample.names is not None
-        out = np.full(len(sample.positions), len(self.classes), dtype=np.int64)
-        for index, name in enumerate(self.classes):
-            out[sample.names == name] = index
-        return torch.from_numpy(out)
-
     def both(
         self, graph: Graph, context: tuple[float, float] | None, sample: lattices.Sample
     ) -> tuple[Tensor, Tensor]:
         """The displacement, and the sum over atoms of ``weight`` times the cross entropy of their names."""
         vectors, scalars = self.network.with_scalars(graph, context)
-        wrong = nn.functional.cross_entropy(self.names(scalars), self.truth(sample), reduction="sum")
+        true = sample.crystals(self.classes)
+        assert true is not None
+        wrong = nn.functional.cross_entropy(self.names(scalars), torch.from_numpy(true), reduction="sum")
         return vectors, self.weight * wrong
 
 

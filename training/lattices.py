@@ -68,6 +68,15 @@ class Sample:
     vibrates: Callable[[np.random.Generator, float], Array] | None = None
     modes: Array | None = None
 
+    def crystals(self, classes: Sequence[str]) -> IntArray | None:
+        """(n,) index into ``classes``, their number in none of them; None where no names are known."""
+        if self.names is None:
+            return None
+        out = np.full(len(self.positions), len(classes), dtype=np.int64)
+        for index, name in enumerate(classes):
+            out[self.names == name] = index
+        return out
+
 
 def conventional(lattice: str) -> Atoms:
     """The conventional (orthogonal where possible) cell of a lattice with one Å³ per atom."""

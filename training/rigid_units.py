@@ -14,6 +14,7 @@ patterns of `training.turns`, with amplitudes that are alike over shorter or lon
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ class RigidUnits:
         """
         u = u.copy()
         n = len(u)
-        bonds, edges = self._pairs()
+        bonds, edges = self._pairs
         counts = sum(np.bincount(np.concatenate([i, j]), minlength=n) for i, j, _ in (bonds, edges))
         for _ in range(n_steps):
             moved = np.zeros_like(u)
@@ -107,11 +108,12 @@ class RigidUnits:
         """The matrix (3 n, 3 n) of springs along bonds and edges, of stiffness one."""
         n = len(self.positions)
         matrix = np.zeros((n, 3, n, 3))
-        for i, j, d in self._pairs():
+        for i, j, d in self._pairs:
             if len(i):
                 _add(matrix, i, j, d)
         return matrix.reshape(3 * n, 3 * n)
 
+    @cached_property
     def _pairs(self) -> tuple[tuple[IntArray, IntArray, Array], tuple[IntArray, IntArray, Array]]:
         """Bonds, and edges, as the two atoms and the way from one to the other."""
         i, j, d = vesin.NeighborList(cutoff=_BONDED, full_list=True).compute(

@@ -107,11 +107,9 @@ def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.
 
 def truth(lattice: str, sample: lattices.Sample, classes: Sequence[str]) -> IntArray:
     """(n_atoms,) index into ``classes``; the number of classes where an atom is disordered."""
+    if (known := sample.crystals(classes)) is not None:
+        return known
     out = np.full(len(sample.positions), len(classes), dtype=np.int64)
-    if sample.names is not None:
-        for index, name in enumerate(classes):
-            out[sample.names == name] = index
-        return out
     if not sample.ordered:
         return out
     # CNA needs no unit of length, but OVITO's search does not care for cells below one Å.
@@ -193,12 +191,14 @@ def examples(
         return [example for _, example in zip(shown(range(n)), made, strict=True) if example is not None]
 
 
-def _batches(training: Sequence[Example]) -> Iterator[Example]:
-    """One pass, in any order: atom by atom, or where they see one another by whole structures."""
+def _batches(training: Sequence[Example], x: torch.Tensor, y: torch.Tensor) -> Iterator[Example]:
+    """One pass, in any order: atom by atom, or where they see one another by whole structures.
+
+    ``x`` and ``y`` are the features and the truth of all of them.
+    """
     if all(part.average is None for part in training):
-        everything = joined(training)
-        for part in torch.randperm(len(everything.truth)).split(_BATCH):
-            yield Example(everything.features[part], everything.truth[part])
+        for part in torch.randperm(len(y)).split(_BATCH):
+            yield Example(x[part], y[part])
         return
     waiting: list[Example] = []
     for index in torch.randperm(len(training)).tolist():
@@ -217,7 +217,8 @@ def fit(
     seed: int,
 ) -> VerdictHead:
     """The head that did best on what is held out, with its temperature."""
-    x, unseen = torch.cat([part.features for part in training]), joined(held_out)
+    x, y = torch.cat([part.features for part in training]), torch.cat([part.truth for part in training])
+    unseen = joined(held_out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = VerdictHead(x.shape[1], config)
@@ -228,7 +229,7 @@ def fit(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, lowest = {k: t.clone() for k, t in head.state_dict().items()}, float("inf")
         for _ in range(_EPOCHS):
-            for part in _batches(training):
+            for part in _batches(training, x, y):
                 optimizer.zero_grad()
                 _loss(head(part.features, part.average), part.truth).backward()
                 optimizer.step()
