@@ -5,9 +5,9 @@
     python -m training.benchmarks.verdict --record
 
 Crystals at their melting points, where every atom is taken for one of the crystal, and melts, where none is;
-at interfaces the truth is the label of each atom after a quench of the same frame (`interfaces`).  A quench
-also lets the crystal grow by what is about to join it; how many atoms are crystalline there and disordered by
-the verdict is told, and how far the quench moved these, in units of how far it moved the crystal's atoms.
+at interfaces the truth is the label of each atom after a quench of the same frame, as long as vibration needs
+to go (`interfaces`).  Beside it: what shares are crystalline by the verdict, in the quench, in the mean of a
+picosecond of MD and in the minimum of the energy, in which the crystal has grown, and how far these agree.
 
 Beside the verdict: the same classifiers as for the quench, on the raw and on the denoised frame.  The
 expected calibration error compares confidence with the share of right verdicts in fifteen bins, over all
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ase import Atoms
-from ase.geometry import find_mic
 from ase.io import read
 from rich.console import Console
 from rich.table import Table
 
 from training.benchmarks.dc3.materials import LIQUID, MATERIALS
 from training.benchmarks.dc3.md import run_folder, snapshot_files
-from training.benchmarks.verdict.interfaces import files
+from training.benchmarks.verdict.interfaces import COPIES, files
 from training.metrics import record
 from training.verdict import calibration_error
 from zoo.analysis.crystals import STRUCTURES, structure_types
@@ -48,28 +48,28 @@ def named(atoms: Atoms) -> Names:
     return np.array([DISORDERED, *STRUCTURES[1:]])[structure_types(atoms)]
 
 
-def measure(
-    denoiser: Denoiser, frames: list[tuple[Atoms, Names, Atoms | None]], steps: int
-) -> tuple[dict[str, Any], Any]:
-    """Shares of atoms that are as in the truth, and confidence and rightness of every atom.
+@dataclass(frozen=True)
+class Frame:
+    """A frame and the truth about its atoms; at interfaces also the labels of its minimum and of its mean."""
 
-    Frames come with the truth, and with what a quench made of them if the truth is from there.
-    """
-    raw, after, verdict, sure, taken = [], [], [], [], []
-    moved: dict[bool, list[Any]] = {True: [], False: []}
-    for frame, truth, cold in frames:
-        clean = denoiser.denoise(frame, steps)
-        if cold is not None:
-            distance = find_mic(cold.positions - frame.positions, frame.cell, frame.pbc)[1]
-            crystal = truth != DISORDERED
-            moved[True].append(distance[crystal & (clean.arrays["structure_type"] == truth)])
-            moved[False].append(distance[crystal & (clean.arrays["structure_type"] == DISORDERED)])
-        raw.append(named(frame) == truth)
-        after.append(named(clean) == truth)
-        verdict.append(clean.arrays["structure_type"] == truth)
+    atoms: Atoms
+    truth: Names
+    minimum: Names | None = None
+    mean: Names | None = None
+
+
+def measure(denoiser: Denoiser, frames: list[Frame], steps: int) -> tuple[dict[str, Any], Any]:
+    """Shares of atoms that are as in the truth, and confidence and rightness of every atom."""
+    raw, after, said, sure, taken = [], [], [], [], []
+    for frame in frames:
+        clean = denoiser.denoise(frame.atoms, steps)
+        raw.append(named(frame.atoms) == frame.truth)
+        after.append(named(clean) == frame.truth)
+        said.append(clean.arrays["structure_type"])
         sure.append(clean.arrays["confidence"])
         taken.append(clean.info["denoise_steps"])
-    right, confidence = np.concatenate(verdict), np.concatenate(sure)
+    verdict, truth = np.concatenate(said), np.concatenate([frame.truth for frame in frames])
+    right, confidence = verdict == truth, np.concatenate(sure)
     row: dict[str, Any] = {
         "n_snapshots": len(frames),
         "atoms": len(right),
@@ -80,12 +80,22 @@ def measure(
         "calibration_error": calibration_error(confidence, right),
         "steps": float(np.mean(taken)),
     }
-    if moved[True]:
-        agreed, only = (np.concatenate(moved[both]) for both in (True, False))
-        row["crystal_in_quench_only"] = len(only) / len(right)
-        # How far the quench had to move them, beside what vibrates.
-        row["their_way_in_the_quench"] = float(np.median(only) / np.median(agreed)) if len(only) else None
+    minima = [frame.minimum for frame in frames if frame.minimum is not None]
+    means = [frame.mean for frame in frames if frame.mean is not None]
+    if len(minima) == len(means) == len(frames):
+        row |= agreement(verdict, truth, np.concatenate(minima), np.concatenate(means))
     return row, (confidence, right)
+
+
+def agreement(verdict: Names, quench: Names, minimum: Names, mean: Names) -> dict[str, float]:
+    """What shares of atoms are crystalline by each, and how many agree."""
+    by = {"verdict": verdict, "quench": quench, "mean": mean, "minimum": minimum}
+    shares = {f"crystalline_{name}": float((labels != DISORDERED).mean()) for name, labels in by.items()}
+    return shares | {
+        "verdict_as_minimum": float((verdict == minimum).mean()),
+        "mean_as_quench": float((mean == quench).mean()),
+        "mean_as_minimum": float((mean == minimum).mean()),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,14 +119,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     rows, every = [], []
     for key, material in MATERIALS.items():
-        states: list[tuple[str, list[tuple[Atoms, Names, Atoms | None]]]] = []
+        states: list[tuple[str, list[Frame]]] = []
         for state, ratio, name in (("crystal", 1.0, material.structure), ("liquid", LIQUID, DISORDERED)):
             hot = [read(path) for path in snapshot_files(run_folder(args.data, key, ratio))]
             # A superheated crystal that has not melted yet is no liquid.
             hot = [a for a in hot if state == "crystal" or a.info["time_ps"] > material.molten_after]
-            states.append((state, [(a, np.full(len(a), name), None) for a in hot]))
-        both = [(read(path), read(cold)) for path, cold in files(args.interfaces, key)]
-        states.append(("interface", [(hot, named(cold), cold) for hot, cold in both]))
+            states.append((state, [Frame(a, np.full(len(a), name)) for a in hot]))
+        fronts = []
+        for of in files(args.interfaces, key):
+            truth, minimum, mean = (named(read(of[name])) for name in COPIES)
+            fronts.append(Frame(read(of["frame"]), truth, minimum, mean))
+        states.append(("interface", fronts))
         for state, frames in states:
             if frames:
                 row, atoms = measure(denoiser, frames, args.steps)
