@@ -10,10 +10,8 @@ import pytest
 from ase import Atoms
 from ase.geometry import find_mic
 
-from training import lattices
 from training.benchmarks.dc3.materials import MATERIALS, Material
 from training.benchmarks.verdict import interfaces
-from training.verdict import truth
 from zoo.analysis.crystals import structure_types
 from zoo.verdict_names import DISORDERED
 
@@ -118,17 +116,3 @@ def test_a_mean_is_of_sites_also_across_the_walls() -> None:
     ]
     assert away[1] < 0.6 * away[0]
     assert len(mean) == len(frame) == len(start)
-
-
-@pytest.mark.parametrize("lattice", lattices.LATTICES)
-def test_crystals_in_their_melt_are_told_apart_by_the_sites(lattice: str) -> None:
-    rng = np.random.default_rng(1)
-    shares = []
-    for _ in range(6):
-        sample = lattices.half_molten_sample(lattice, rng)
-        index = truth(lattice, sample, lattices.LATTICES)
-        shares.append(float((index == lattices.LATTICES.index(lattice)).mean()))
-        assert np.isfinite(sample.positions).all()
-        assert sample.ordered  # so that the sites are asked, of which some have no order
-    assert max(shares) > 0.15
-    assert max(shares) < 0.8

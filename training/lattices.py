@@ -311,25 +311,6 @@ def scrambled_sample(lattice: str, rng: np.random.Generator) -> Sample:
     return Sample(positions, sample.cell, sample.pbc, d, species, calm=True)
 
 
-def half_molten_sample(lattice: str, rng: np.random.Generator, n_atoms: float = 800) -> Sample:
-    """A crystal in contact with its melt: in places displaced until no site can be told, then kept apart."""
-    sample = bulk_sample(lattice, rng, n_atoms)
-    where = np.linalg.solve(sample.cell.T, sample.positions.T).T
-    field = np.zeros(len(where))
-    for _ in range(int(rng.integers(1, 3))):  # one wave is a flat layer, two make rough fronts and islands
-        wave = rng.integers(-1, 2, 3)
-        field += rng.uniform(0.4, 1) * np.cos(2 * np.pi * (where @ wave + rng.random())) * wave.any()
-    melted = field > np.quantile(field, rng.uniform(0.4, 0.8))
-    positions = sample.positions.copy()
-    size = rng.uniform(0.3, 0.6) * sample.spacing
-    positions[melted] += rng.normal(0, size, (int(melted.sum()), 3))
-    apart = sample.spacing * rng.uniform(0.85, 1.0)
-    positions = spread(
-        positions, sample.cell, sample.pbc, apart, int(rng.integers(8, 40)), pull=rng.uniform(1.0, 1.15)
-    )
-    return replace(sample, positions=positions)
-
-
 def _without_overlaps(positions: Array, distance: float) -> npt.NDArray[np.bool_]:
     """Which atoms are left without the second one of every pair that is too close."""
     i, j = vesin.NeighborList(cutoff=distance, full_list=False).compute(positions, np.eye(3), False, "ij")

@@ -47,8 +47,6 @@ IntArray = npt.NDArray[np.int64]
 
 #: How often a structure has no order at all; liquids are many kinds of things, crystals few.
 DISORDER = 0.3
-#: And how often a crystal stands in its melt.
-HALF_MOLTEN = 0.25
 #: And how often one of two species has ordered sites only.
 SOLUTIONS = 0.08
 #: As `training.polymorph_structures.MIX`, with as much disorder as elsewhere.
@@ -103,8 +101,6 @@ def draw(among: Sequence[str], rng: np.random.Generator) -> tuple[str, lattices.
         return lattice, lattices.with_two_species(packing, rng) if compound else packing
     if lattice in lattices.COMPOUNDS and rng.random() < SOLUTIONS:
         return lattice, solid_solution(lattice, rng)
-    if rng.random() < HALF_MOLTEN:
-        return lattice, lattices.half_molten_sample(lattice, rng)
     mix = lattices.COMPOUND_MIX if lattice in lattices.COMPOUNDS else lattices.MIX
     return lattice, lattices.draw(rng, (lattice,), {k: v for k, v in mix.items() if k != "packing"})
 
