@@ -214,3 +214,12 @@ else:
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_runs_of_a_compound_are_found_in_the_order_of_their_temperatures(tmp_path: Path) -> None:
+    from training.benchmarks.dc3.compounds import simulated
+
+    for name in ("CuNi-L10-1.24", "CuNi-L10-1.00", "CuNi-L10-1.20", "CuNi-L12-1.60", "CuNi-L10", "NaCl-1.00"):
+        (tmp_path / name).mkdir()
+    assert simulated(tmp_path, "CuNi-L10") == [1.0, 1.2, 1.24]
+    assert simulated(tmp_path, "ZnO") == []

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, Material
-from training.benchmarks.dc3.md import ratios, run_folder, snapshot_files
+from training.benchmarks.dc3.md import run_folder, snapshot_files
 from training.benchmarks.dc3.quench import quenched_path
 from training.metrics import kept, record
 from training.verdict import calibration_error
@@ -35,6 +35,11 @@ from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.denoiser import Denoiser
 from zoo.errors import ZooError
 from zoo.verdict_names import DISORDERED
+
+
+def simulated(data: Path, key: str) -> list[float]:
+    """T / Tm of all runs of a material in ``data``; one that melts at T_ml may have been run below it."""
+    return sorted(float(f.name.removeprefix(f"{key}-")) for f in data.glob(f"{key}-[0-9].[0-9][0-9]"))
 
 
 def evaluate(
@@ -151,11 +156,14 @@ def main(argv: list[str] | None = None) -> int:
     rows, console = [], Console(width=130)
     for key in args.material:
         material = COMPOUNDS[key]
-        for ratio in ratios(material):
+        for ratio in simulated(args.data, key):
             files = snapshot_files(run_folder(args.data, key, ratio))[: args.at_most]
-            if files:
-                cold = [read(q) if (q := quenched_path(f)).exists() else None for f in files]
-                frames = [read(f) for f in files]
+            read_in = [(read(f), f) for f in files]
+            if ratio == LIQUID:  # a superheated crystal that has not melted yet is no liquid
+                read_in = [(a, f) for a, f in read_in if a.info["time_ps"] > material.molten_after]
+            if read_in:
+                cold = [read(q) if (q := quenched_path(f)).exists() else None for _, f in read_in]
+                frames = [a for a, _ in read_in]
                 rows.append(evaluate(denoiser, material, ratio, frames, cold, args.steps))
                 console.print(f"{key} {ratio:.2f} {rows[-1]['denoised']:.3%}", highlight=False)
     if not rows:

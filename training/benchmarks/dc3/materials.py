@@ -186,14 +186,15 @@ COMPOUNDS: dict[str, Material] = {
                 "2 2 zbl 15.0 15.0",
                 "* * snap {InP_JCPA2020.snapcoeff} {InP_JCPA2020.snapparam} In P",
             ),
-            1335.0, 1.20, ordering="zincblende", liquid_pressure=10000.0,
+            1335.0, 1.20, ordering="zincblende",
         ),
         MATERIALS["NaCl"],
         # Charges by the force field's own parameters, not by a file whose order of types must match.
         Material(
             "ZnO", "hexagonal diamond", lambda: _wurtzite("Zn", "O", 3.28, 5.28), (9, 5, 6),
             "reaxff NULL", ("* * {ffield.reax.ZnOH} Zn O",), 850.0, 1.16, atom_style="charge",
-            ordering="wurtzite", units="real", fixes=("qeq all qeq/reaxff 1 0.0 10.0 1.0e-6 reaxff",),
+            molten_after=10.0, ordering="wurtzite", units="real",
+            fixes=("qeq all qeq/reaxff 1 0.0 10.0 1.0e-6 reaxff",),
         ),
     )
 }  # fmt: skip

@@ -5,8 +5,8 @@
 
 Protocol (DC3): timestep 1 fs, P = 0 by ``fix nph iso`` (damp 1 ps), temperature by
 ``fix temp/csvr`` (damp 0.1 ps), 10 ps equilibration, then a snapshot every 10 ps for 90 ps.
-Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration.  Three
-melts (Ar, Mg, InP) boil there at P = 0 and are held together by a pressure (`Material.liquid_pressure`).
+Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration.  Two
+melts (Ar, Mg) boil there at P = 0 and are held together by a pressure (`Material.liquid_pressure`).
 
 Every snapshot is an ``.extxyz.gz`` whose info records how it was made.  A restart file is
 written with each snapshot: run the same command again after an interruption and it continues.
