@@ -21,7 +21,7 @@ from training.polymorphs import ICE
 
 RECIPE = DenoiserRecipe(
     name="denoiser-ice",
-    version="1.0.0",
+    version="1.1.0",
     lattices=tuple(ICE),
     draw=draw_ice,
     mix=MIX,

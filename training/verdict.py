@@ -32,7 +32,7 @@ from rich.progress import track
 from training import lattices, polymorph_structures
 from training.first_card import write_first_card
 from training.metrics import carry, record
-from training.polymorphs import ICE, POLYMORPHS, SILICA
+from training.polymorphs import ICE, POLYMORPHS
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
@@ -62,8 +62,8 @@ _loss = torch.nn.functional.cross_entropy
 
 
 def reach_of(classes: Sequence[str]) -> int:
-    """Of the head for these crystals; alpha and beta phases differ by the mean of many atoms."""
-    return 4 if set(classes) & set(SILICA) else 0
+    """Of the head for these crystals; some polymorphs differ by the mean of many atoms."""
+    return 4 if set(classes) & set(POLYMORPHS) else 0
 
 
 def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:
