@@ -54,6 +54,14 @@ def test_only_frames_with_all_their_copies_count(tmp_path: Path) -> None:
     }
 
 
+def test_frames_that_are_closer_than_their_means_are_long_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        interfaces.main(["--ps", "0.5"])
+    assert "1 ps between them" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_descent_is_that_of_its_equation() -> None:
     """Of a lattice vibration of one stiffness, exp(-k t) is left: twice the time leaves the square."""

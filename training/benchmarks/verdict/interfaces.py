@@ -222,6 +222,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=2, help="snapshots (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
+    if args.ps < WINDOW or args.frames < 1:
+        parser.error(f"at least one frame, and {WINDOW:g} ps between them, over which positions are averaged")
     for key in args.material:
         simulate(MATERIALS[key], args.out, args.potentials, args.ps, args.frames, args.seed)
     return 0
