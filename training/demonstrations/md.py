@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ase import Atoms
 from ase.io import read
 
+from training.benchmarks.dc3.copies import quenched
 from training.benchmarks.dc3.materials import Material, _cubic
 from training.benchmarks.dc3.md import (
     advance,
@@ -32,7 +33,6 @@ from training.benchmarks.dc3.md import (
     load_lammps,
     write_snapshot,
 )
-from training.benchmarks.verdict.interfaces import quenched
 from training.demonstrations.cells import looped, seeded
 
 TIMESTEP = 0.002

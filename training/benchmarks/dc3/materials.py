@@ -7,7 +7,7 @@ melting temperature and metastability limit of every case.  Nothing here runs an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import Atoms
@@ -33,6 +33,9 @@ class Material:
     liquid_pressure : bar; zero by the protocol, more where the melt boils at 1.60 Tm.
     melting_point : Tm in K.
     metastability_limit : T_ml / Tm, the highest superheating at which the crystal survives.
+    melt_at : T / Tm of the first half of the equilibration of the liquid, where at 1.60 Tm the crystal would
+        outlive it; 0 for none.
+    melt : pair_style and pair_coeff of the liquid, where those of the crystal have none.
     ordering : how its species share the lattice, a name of `zoo.analysis.orderings`; "" for elements.
     units : of LAMMPS, "metal" or "real"; masses, lengths and the time step of 1 fs are the same in both.
     fixes : further LAMMPS commands of the force field, after ``pair_coeff``.
@@ -51,6 +54,8 @@ class Material:
     charges: tuple[tuple[str, float], ...] = ()
     liquid_pressure: float = 0.0
     molten_after: float = 0.0
+    melt_at: float = 0.0
+    melt: tuple[str, tuple[str, ...]] | None = None
     ordering: str = ""
     units: str = "metal"
     fixes: tuple[str, ...] = ()
@@ -59,6 +64,12 @@ class Material:
     def elements(self) -> list[str]:
         """Chemical symbols in the order of the LAMMPS atom types."""
         return list(dict.fromkeys(self.unit_cell().get_chemical_symbols()))
+
+    def at(self, ratio: float) -> Material:
+        """With the potential that it has at T = ratio * Tm."""
+        if ratio != LIQUID or self.melt is None:
+            return self
+        return replace(self, pair_style=self.melt[0], pair_coeff=self.melt[1])
 
     def perfect(self, cells: tuple[int, int, int] | None = None) -> Atoms:
         """The starting crystal, of the protocol's size or of ``cells`` unit cells."""
@@ -187,13 +198,17 @@ COMPOUNDS: dict[str, Material] = {
                 "* * snap {InP_JCPA2020.snapcoeff} {InP_JCPA2020.snapparam} In P",
             ),
             1335.0, 1.20, ordering="zincblende",
+            # In its melt phosphorus falls into phosphorus (0.8 Å apart, -300 eV per atom, after 3 ps at the
+            # crystal's density and half the time step), so the liquid is of Branicio et al., J. Phys.:
+            # Condens. Matter 21, 095002 (2009).
+            melt=("vashishta", ("* * {InP.vashishta} In P",)),
         ),
         MATERIALS["NaCl"],
         # Charges by the force field's own parameters, not by a file whose order of types must match.
         Material(
             "ZnO", "hexagonal diamond", lambda: _wurtzite("Zn", "O", 3.28, 5.28), (9, 5, 6),
             "reaxff NULL", ("* * {ffield.reax.ZnOH} Zn O",), 850.0, 1.16, atom_style="charge",
-            molten_after=10.0, ordering="wurtzite", units="real",
+            melt_at=4.0, ordering="wurtzite", units="real",
             fixes=("qeq all qeq/reaxff 1 0.0 10.0 1.0e-6 reaxff",),
         ),
     )

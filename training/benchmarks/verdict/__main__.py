@@ -30,22 +30,16 @@ from ase.io import read
 from rich.console import Console
 from rich.table import Table
 
+from training.benchmarks.dc3.copies import COPIES, files, named
 from training.benchmarks.dc3.materials import LIQUID, MATERIALS
 from training.benchmarks.dc3.md import run_folder, snapshot_files
-from training.benchmarks.verdict.interfaces import COPIES, files
 from training.metrics import record
 from training.verdict import calibration_error
-from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.denoiser import Denoiser
 from zoo.errors import ZooError
 from zoo.verdict_names import DISORDERED
 
 Names = npt.NDArray[np.str_]
-
-
-def named(atoms: Atoms) -> Names:
-    """Labels of the classifiers in the words of the verdict."""
-    return np.array([DISORDERED, *STRUCTURES[1:]])[structure_types(atoms)]
 
 
 @dataclass(frozen=True)

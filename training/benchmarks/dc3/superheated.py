@@ -1,0 +1,189 @@
+"""Crystals at their limit of metastability: what is a defect there, and what is missed?
+
+    python -m training.benchmarks.dc3.superheated --material Al Mg      # MD, then the table
+    python -m training.benchmarks.dc3.superheated --record
+
+Runs like those of `md` at T_ml, of another seed, each snapshot kept with what it is without vibration in the
+same box (`copies`): quenched for as long as vibration needs to go, minimised, and averaged over a picosecond.
+`quench`, beside this, relaxes the box too and goes on to the minimum of the energy, on the way to which close
+pairs of defects heal that were there in the snapshot.
+
+Of each material: what share of the atoms has the right label by each of these, by the classifiers after
+denoising and by the verdict; and of those that have it in a reference, how many have it after denoising.
+What is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ase.io import read
+from rich.console import Console
+from rich.table import Table
+
+from training.benchmarks.dc3.copies import (
+    COPIES,
+    WINDOW,
+    files,
+    named,
+    vibration_time,
+    write_with_copies,
+)
+from training.benchmarks.dc3.materials import MATERIALS, Material
+from training.benchmarks.dc3.md import advance, define_system, force_field, frame_of, load_lammps
+from training.metrics import record
+from zoo.checkpoint import resolve
+from zoo.denoiser import Denoiser
+from zoo.errors import ZooError
+
+
+def simulate(
+    material: Material,
+    out: Path,
+    potentials: Path | None,
+    *,
+    equilibrate: float = 10.0,
+    every: float = 10.0,
+    frames: int = 4,
+    cells: tuple[int, int, int] | None = None,
+    seed: int = 2,
+) -> None:
+    """A superheated crystal: ``frames`` snapshots, each with its copies; times in ps."""
+    folder = out / material.key
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(files(out, material.key)) >= frames:
+        return
+    limit = material.metastability_limit
+    temperature = limit * material.melting_point
+    lmp = load_lammps()
+    lmp.command("units metal")
+    lmp.command(f"atom_style {material.atom_style}")
+    lmp.command("atom_modify map yes")
+    lmp.command("boundary p p p")
+    define_system(lmp, material, material.perfect(cells))
+    force_field(lmp, material, potentials)
+    lmp.command("timestep 0.001")
+    lmp.command("thermo 0")
+    lmp.command(f"velocity all create {temperature} {1000 + seed} mom yes rot no dist gaussian")
+    lmp.command("fix barostat all nph iso 0.0 0.0 1.0")
+    # How long vibration needs to go is asked at the melting point, where there is no defect yet.
+    lmp.command(f"fix thermostat all temp/csvr {material.melting_point} {material.melting_point} 0.1 {seed}")
+    advance(lmp, 2.0)
+    descent = vibration_time(material, frame_of(lmp, material), potentials)
+    print(f"{material.key}: vibration is gone after a descent of {descent:.1f} A^2/eV", flush=True)
+    lmp.command("unfix thermostat")
+    lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed + 1}")
+    advance(lmp, equilibrate)
+    for index in range(1, frames + 1):
+        advance(lmp, every - WINDOW if index > 1 else every - WINDOW / 2)
+        frame = write_with_copies(
+            folder, index, lmp, material, potentials, descent,
+            temperature_K=temperature, t_over_tm=limit, time_ps=equilibrate + index * every, seed=seed,
+        )  # fmt: skip
+        print(f"{material.key}: {index} of {frames} snapshots of {len(frame)} atoms", flush=True)
+    lmp.close()
+
+
+def measure(
+    denoiser: Denoiser, structure: str, snapshots: Sequence[dict[str, Path]], steps: int
+) -> dict[str, Any]:
+    """Shares of the atoms of all ``snapshots`` (see `copies.files`) that are right, by each and of each."""
+    right: dict[str, list[npt.NDArray[np.bool_]]] = {}
+    taken, times = [], []
+    for of in snapshots:
+        frame = read(of["frame"])
+        clean = denoiser.denoise(frame, steps)
+        labels = {"raw": named(frame), "denoised": named(clean), "verdict": clean.arrays["structure_type"]}
+        labels |= {name: named(read(of[name])) for name in COPIES}
+        for name, given in labels.items():
+            right.setdefault(name, []).append(given == structure)
+        taken.append(clean.info["denoise_steps"])
+        times.append(frame.info["time_ps"])
+    by = {name: np.concatenate(parts) for name, parts in right.items()}
+    row: dict[str, Any] = {
+        "n_snapshots": len(snapshots),
+        "first_snapshot_ps": times[0],
+        "last_snapshot_ps": times[-1],
+        "atoms": len(by["raw"]),
+        "steps": float(np.mean(taken)),
+        **{name: float(flags.mean()) for name, flags in by.items()},
+    }
+    for reference in COPIES:
+        there = by[reference]
+        if there.any():  # it may have melted
+            found = {name: float(by[name][there].mean()) for name in ("denoised", "verdict", *COPIES)}
+            row |= {f"{name}_of_{reference}": share for name, share in found.items() if name != reference}
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Shares for a terminal."""
+    shown = Table(title="share of atoms labelled right, and of those that are right in the quench")
+    columns = ("raw", "denoised", "verdict", *COPIES)
+    for column in ("material", "atoms", *columns, "denoised of quench", "verdict of quench"):
+        shown.add_column(column, justify="left" if column == "material" else "right")
+    for row in rows:
+        shares = [row[c] for c in columns] + [row.get(f"{c}_of_quenched") for c in ("denoised", "verdict")]
+        cells = ("" if share is None else f"{share:.2%}" for share in shares)
+        shown.add_row(row["material"], str(row["atoms"]), *cells)
+    return shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--material", nargs="+", choices=MATERIALS, default=list(MATERIALS))
+    parser.add_argument("--out", type=Path, default=Path("build/superheated"))
+    parser.add_argument("--potentials", type=Path, help="folder of parameter files that are not in the wheel")
+    parser.add_argument("--equilibrate", type=float, default=10.0, help="ps")
+    parser.add_argument("--every", type=float, default=10.0, help="ps between snapshots")
+    parser.add_argument(
+        "--frames", type=int, default=4, help="at least so many snapshots (default %(default)s)"
+    )
+    parser.add_argument("--cells", nargs=3, type=int, help="unit cells per axis; default: the protocol's")
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--checkpoint", default="denoiser-elements", help="name or folder")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--record", action="store_true", help="write into the checkpoint's metrics.json")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    if args.every < WINDOW or args.frames < 1:
+        parser.error(f"at least one frame, and {WINDOW:g} ps between them, over which positions are averaged")
+    torch.set_num_threads(args.threads)
+    try:
+        denoiser = Denoiser.from_pretrained(args.checkpoint)
+    except ZooError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    rows = []
+    for key in args.material:
+        material = MATERIALS[key]
+        simulate(
+            material, args.out, args.potentials,
+            equilibrate=args.equilibrate, every=args.every, frames=args.frames,
+            cells=tuple(args.cells) if args.cells else None, seed=args.seed,
+        )  # fmt: skip
+        row = measure(denoiser, material.structure, files(args.out, key), args.steps)
+        about = {"material": key, "structure": material.structure, "t_over_tm": material.metastability_limit}
+        rows.append(about | row)
+    Console(width=150).print(table(rows))
+    if args.record:
+        folder, _ = resolve(args.checkpoint)
+        command = " ".join(["python -m training.benchmarks.dc3.superheated", *(argv or sys.argv[1:])])
+        record(
+            folder, "superheated", rows, command=command,
+            seed=args.seed, extra={"steps_at_most": args.steps},
+        )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
