@@ -37,10 +37,13 @@ def test_labels_are_counted_and_compared() -> None:
         "crystalline_quench": 0.75,
         "crystalline_mean": 0.75,
         "crystalline_minimum": 1.0,
+        "verdict_where_both_agree": 0.75,
         "verdict_as_minimum": 0.25,
         "mean_as_quench": 1.0,
         "mean_as_minimum": 0.5,
     }
+    # The last atom is in dispute between the quench and the mean.
+    assert agreement(verdict, quench, minimum, minimum)["verdict_where_both_agree"] == 0.5
 
 
 def test_only_frames_with_all_their_copies_count(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ same box (`copies`): quenched for as long as vibration needs to go, minimised, a
 pairs of defects heal that were there in the snapshot.
 
 Of each material: what share of the atoms has the right label by each of these, by the classifiers after
-denoising and by the verdict; and of those that have it in a reference, how many have it after denoising.
+denoising and by the verdict; and of those that have it in a reference, or in the quench and the mean both,
+how many have it after denoising.
 What is finished is not done again.
 """
 
@@ -115,7 +116,8 @@ def measure(
         "steps": float(np.mean(taken)),
         **{name: float(flags.mean()) for name, flags in by.items()},
     }
-    for reference in COPIES:
+    by["both"] = by["quenched"] & by["averaged"]
+    for reference in (*COPIES, "both"):
         there = by[reference]
         if there.any():  # it may have melted
             found = {name: float(by[name][there].mean()) for name in ("denoised", "verdict", *COPIES)}
@@ -125,12 +127,15 @@ def measure(
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Shares for a terminal."""
-    shown = Table(title="share of atoms labelled right, and of those that are right in the quench")
-    columns = ("raw", "denoised", "verdict", *COPIES)
-    for column in ("material", "atoms", *columns, "denoised of quench", "verdict of quench"):
+    shown = Table(
+        title="share of atoms labelled right; of those that are right in the quench; in the mean too"
+    )
+    columns, ofs = ("raw", "denoised", "verdict", *COPIES), ("quenched", "both")
+    found = {f"{name} of {of}": f"{name}_of_{of}" for of in ofs for name in ("denoised", "verdict")}
+    for column in ("material", "atoms", *columns, *found):
         shown.add_column(column, justify="left" if column == "material" else "right")
     for row in rows:
-        shares = [row[c] for c in columns] + [row.get(f"{c}_of_quenched") for c in ("denoised", "verdict")]
+        shares = [row[c] for c in columns] + [row.get(key) for key in found.values()]
         cells = ("" if share is None else f"{share:.2%}" for share in shares)
         shown.add_row(row["material"], str(row["atoms"]), *cells)
     return shown

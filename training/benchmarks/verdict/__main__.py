@@ -82,12 +82,14 @@ def measure(denoiser: Denoiser, frames: list[Frame], steps: int) -> tuple[dict[s
 
 
 def agreement(verdict: Names, quench: Names, minimum: Names, mean: Names) -> dict[str, float]:
-    """What shares of atoms are crystalline by each, and how many agree."""
+    """What shares of atoms are crystalline by each, and how many agree; "both" are quench and mean."""
+    both = mean == quench
     by = {"verdict": verdict, "quench": quench, "mean": mean, "minimum": minimum}
     shares = {f"crystalline_{name}": float((labels != DISORDERED).mean()) for name, labels in by.items()}
     return shares | {
+        "verdict_where_both_agree": float((verdict == quench)[both].mean()) if both.any() else 0.0,
         "verdict_as_minimum": float((verdict == minimum).mean()),
-        "mean_as_quench": float((mean == quench).mean()),
+        "mean_as_quench": float(both.mean()),
         "mean_as_minimum": float((mean == minimum).mean()),
     }
 

