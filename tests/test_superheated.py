@@ -6,12 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 
 from training.benchmarks.dc3 import copies, md, superheated
 from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, MATERIALS
@@ -22,10 +23,13 @@ from zoo.verdict_names import DISORDERED
 class _Fake:
     """Leaves atoms where they are and calls the first three disordered."""
 
+    def __init__(self, name: str = "fcc") -> None:
+        self.name, self.config = name, SimpleNamespace(lattices=(name,))
+
     def denoise(self, atoms: Atoms, steps: int) -> Atoms:
         out = atoms.copy()
         out.info["denoise_steps"] = steps
-        out.set_array("structure_type", np.array([DISORDERED] * 3 + ["fcc"] * (len(atoms) - 3)))
+        out.set_array("structure_type", np.array([DISORDERED] * 3 + [self.name] * (len(atoms) - 3)))
         return out
 
 
@@ -34,7 +38,7 @@ def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> 
     folder = tmp_path / "Al"
     folder.mkdir()
     perfect = MATERIALS["Al"].perfect((4, 4, 4))
-    perfect.info["time_ps"] = 20.0
+    perfect.info.update(time_ps=20.0, t_over_tm=1.16)
     # An atom off its site takes its label, and those of its twelve neighbours.
     off = perfect.copy()
     off.positions[0] += 1.0
@@ -48,7 +52,7 @@ def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> 
     ):
         write(folder / f"{name}.extxyz.gz", atoms, format="extxyz")
     fake: Any = _Fake()
-    row = superheated.measure(fake, "fcc", copies.files(tmp_path, "Al"), 10)
+    row = superheated.measure(fake, MATERIALS["Al"], copies.files(tmp_path, "Al"), 10)
     assert (row["n_snapshots"], row["atoms"], row["steps"], row["last_snapshot_ps"]) == (1, 256, 10, 20.0)
     assert row["raw"] == row["denoised"] == row["minimised"] == row["averaged"] == 1.0
     assert row["quenched"] == pytest.approx(1 - wrong / 256)
@@ -61,17 +65,37 @@ def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> 
     assert superheated.table([row | {"material": "Al"}]).row_count == 1
 
 
+def test_of_compounds_the_sublattice_counts_too(tmp_path: Path) -> None:
+    pytest.importorskip("ovito")
+    material = COMPOUNDS["CuNi-L12"]
+    folder = tmp_path / material.key
+    folder.mkdir()
+    perfect = material.perfect((4, 4, 4))
+    perfect.info.update(time_ps=20.0, t_over_tm=1.16)
+    swapped = perfect.copy()
+    swapped.symbols[0] = "Ni"  # an antisite is no fault of the lattice
+    for name in ("001", *(f"{copy}-001" for copy in copies.COPIES)):
+        write(folder / f"{name}.extxyz.gz", perfect if name == "001" else swapped, format="extxyz")
+    fake: Any = _Fake("L1_2")
+    row = superheated.measure(fake, material, copies.files(tmp_path, material.key), 10)
+    assert row["denoised"] == 1.0 > row["quenched"] > 0.9
+    assert superheated.target(material, ("L1_2",)) == "L1_2"
+    # A checkpoint that knows no compounds is asked for the lattice.
+    assert superheated.target(material, ("fcc",)) == "fcc"
+    assert superheated.target(MATERIALS["NaCl"], ("simple cubic", "fcc")) == "simple cubic"
+
+
 def test_of_a_crystal_that_has_melted_nothing_is_counted(tmp_path: Path) -> None:
     pytest.importorskip("ovito")
     folder = tmp_path / "Al"
     folder.mkdir()
     melt = MATERIALS["Al"].perfect((4, 4, 4))
-    melt.info["time_ps"] = 20.0
+    melt.info.update(time_ps=20.0, t_over_tm=1.16)
     melt.rattle(1.2, seed=0)
     for name in ("001", *(f"{copy}-001" for copy in copies.COPIES)):
         write(folder / f"{name}.extxyz.gz", melt, format="extxyz")
     fake: Any = _Fake()
-    row = superheated.measure(fake, "fcc", copies.files(tmp_path, "Al"), 10)
+    row = superheated.measure(fake, MATERIALS["Al"], copies.files(tmp_path, "Al"), 10)
     assert row["quenched"] == 0.0
     assert not any("_of_" in key for key in row)
     assert superheated.table([row | {"material": "Al"}]).row_count == 1
@@ -116,7 +140,7 @@ def test_a_run_ends_with_its_table_and_its_metrics(
     assert superheated.main(given) == 0
     assert "vibration is gone" in capsys.readouterr().out
     (of,) = copies.files(tmp_path / "md", "Si")
-    frames = {name: md.read(path) for name, path in of.items()}
+    frames = {name: read(path) for name, path in of.items()}
     assert {len(atoms) for atoms in frames.values()} == {216}
     assert frames["frame"].info["t_over_tm"] == 1.16
     # All of them are of one box and one order of atoms, each with less vibration than the frame.
@@ -163,7 +187,7 @@ def test_a_crystal_that_would_outlive_it_is_melted_hotter(
 
     monkeypatch.setattr(md, "load_lammps", Logged)
     material = replace(MATERIALS["Si"], melt_at=4.0, melting_point=1000.0)
-    times = {"equilibrate": 0.02, "length": 0.01, "every": 0.01}
+    times: dict[str, Any] = {"equilibrate": 0.02, "length": 0.01, "every": 0.01}
     for ratio, expected in ((LIQUID, ["4000.0", "1600.0"]), (1.0, ["1000.0"])):
         commands.clear()
         md.run(material, ratio, tmp_path, md.potentials_folder(), cells=(2, 2, 2), **times)

@@ -2,6 +2,7 @@
 
     python -m training.benchmarks.dc3.superheated --material Al Mg      # MD, then the table
     python -m training.benchmarks.dc3.superheated --record
+    python -m training.benchmarks.dc3.superheated --checkpoint denoiser-binaries --material CuNi-L12
 
 Runs like those of `md` at T_ml, of another seed, each snapshot kept with what it is without vibration in the
 same box (`copies`): quenched for as long as vibration needs to go, minimised, and averaged over a picosecond.
@@ -11,7 +12,8 @@ pairs of defects heal that were there in the snapshot.
 Of each material: what share of the atoms has the right label by each of these, by the classifiers after
 denoising and by the verdict; and of those that have it in a reference, or in the quench and the mean both,
 how many have it after denoising.
-What is finished is not done again.
+Compounds have to have the right sublattice as well, if the checkpoint knows them.  What is finished is not
+done again.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from ase import Atoms
 from ase.io import read
 from rich.console import Console
 from rich.table import Table
@@ -37,12 +40,18 @@ from training.benchmarks.dc3.copies import (
     vibration_time,
     write_with_copies,
 )
-from training.benchmarks.dc3.materials import MATERIALS, Material
+from training.benchmarks.dc3.materials import EVERY, MATERIALS, Material
 from training.benchmarks.dc3.md import advance, define_system, force_field, frame_of, load_lammps
 from training.metrics import record
+from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.checkpoint import resolve
 from zoo.denoiser import Denoiser
 from zoo.errors import ZooError
+
+
+def run_name(material: Material, ratio: float | None) -> str:
+    """Of the folder of a run at the limit of metastability, or at another T/Tm."""
+    return material.key if ratio is None else f"{material.key}-{ratio:.2f}"
 
 
 def simulate(
@@ -54,17 +63,18 @@ def simulate(
     every: float = 10.0,
     frames: int = 4,
     cells: tuple[int, int, int] | None = None,
+    ratio: float | None = None,
     seed: int = 2,
 ) -> None:
     """A superheated crystal: ``frames`` snapshots, each with its copies; times in ps."""
-    folder = out / material.key
+    folder = out / run_name(material, ratio)
     folder.mkdir(parents=True, exist_ok=True)
-    if len(files(out, material.key)) >= frames:
+    if len(files(out, folder.name)) >= frames:
         return
-    limit = material.metastability_limit
+    limit = ratio or material.metastability_limit
     temperature = limit * material.melting_point
     lmp = load_lammps()
-    lmp.command("units metal")
+    lmp.command(f"units {material.units}")
     lmp.command(f"atom_style {material.atom_style}")
     lmp.command("atom_modify map yes")
     lmp.command("boundary p p p")
@@ -92,26 +102,39 @@ def simulate(
     lmp.close()
 
 
+def target(material: Material, lattices: Sequence[str]) -> str:
+    """What its atoms should be called after a denoiser of these: the compound, or at least the lattice."""
+    return material.ordering if material.ordering in lattices else material.structure
+
+
+def ordered(atoms: Atoms) -> npt.NDArray[np.str_]:
+    """Names of the compounds by `zoo.analysis.orderings`."""
+    return np.array(ORDERINGS)[orderings(atoms)]
+
+
 def measure(
-    denoiser: Denoiser, structure: str, snapshots: Sequence[dict[str, Path]], steps: int
+    denoiser: Denoiser, material: Material, snapshots: Sequence[dict[str, Path]], steps: int
 ) -> dict[str, Any]:
     """Shares of the atoms of all ``snapshots`` (see `copies.files`) that are right, by each and of each."""
+    name_of = target(material, denoiser.config.lattices)
+    look = ordered if name_of in ORDERINGS else named
     right: dict[str, list[npt.NDArray[np.bool_]]] = {}
     taken, times = [], []
     for of in snapshots:
         frame = read(of["frame"])
         clean = denoiser.denoise(frame, steps)
-        labels = {"raw": named(frame), "denoised": named(clean), "verdict": clean.arrays["structure_type"]}
-        labels |= {name: named(read(of[name])) for name in COPIES}
+        labels = {"raw": look(frame), "denoised": look(clean), "verdict": clean.arrays["structure_type"]}
+        labels |= {name: look(read(of[name])) for name in COPIES}
         for name, given in labels.items():
-            right.setdefault(name, []).append(given == structure)
+            right.setdefault(name, []).append(given == name_of)
         taken.append(clean.info["denoise_steps"])
-        times.append(frame.info["time_ps"])
+        times.append((frame.info["t_over_tm"], frame.info["time_ps"]))
     by = {name: np.concatenate(parts) for name, parts in right.items()}
     row: dict[str, Any] = {
         "n_snapshots": len(snapshots),
-        "first_snapshot_ps": times[0],
-        "last_snapshot_ps": times[-1],
+        "t_over_tm": times[0][0],
+        "first_snapshot_ps": times[0][1],
+        "last_snapshot_ps": times[-1][1],
         "atoms": len(by["raw"]),
         "steps": float(np.mean(taken)),
         **{name: float(flags.mean()) for name, flags in by.items()},
@@ -145,7 +168,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--material", nargs="+", choices=MATERIALS, default=list(MATERIALS))
+    # ZnO's force field has other units.
+    choices = [key for key, material in EVERY.items() if material.units == "metal"]
+    parser.add_argument("--material", nargs="+", choices=choices, default=list(MATERIALS))
+    parser.add_argument("--ratio", type=float, help="T/Tm; default: the limit of metastability")
     parser.add_argument("--out", type=Path, default=Path("build/superheated"))
     parser.add_argument("--potentials", type=Path, help="folder of parameter files that are not in the wheel")
     parser.add_argument("--equilibrate", type=float, default=10.0, help="ps")
@@ -170,15 +196,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     rows = []
     for key in args.material:
-        material = MATERIALS[key]
+        material = EVERY[key]
         simulate(
             material, args.out, args.potentials,
             equilibrate=args.equilibrate, every=args.every, frames=args.frames,
-            cells=tuple(args.cells) if args.cells else None, seed=args.seed,
+            cells=tuple(args.cells) if args.cells else None, ratio=args.ratio, seed=args.seed,
         )  # fmt: skip
-        row = measure(denoiser, material.structure, files(args.out, key), args.steps)
-        about = {"material": key, "structure": material.structure, "t_over_tm": material.metastability_limit}
-        rows.append(about | row)
+        row = measure(denoiser, material, files(args.out, run_name(material, args.ratio)), args.steps)
+        rows.append({"material": key, "structure": target(material, denoiser.config.lattices)} | row)
     Console(width=150).print(table(rows))
     if args.record:
         folder, _ = resolve(args.checkpoint)
