@@ -18,7 +18,7 @@ from training.lattices import LATTICES, MIX, draw
 
 RECIPE = DenoiserRecipe(
     name="denoiser-elements",
-    version="1.1.0",
+    version="1.2.0",
     lattices=LATTICES,
     draw=draw,
     mix=MIX,
