@@ -33,24 +33,24 @@ class _Fake:
         return out
 
 
+def store(folder: Path, frame: Atoms, **other: Atoms) -> None:
+    """Write a snapshot with its copies, which are the frame itself but for those given."""
+    folder.mkdir()
+    frame.info.update(time_ps=20.0, t_over_tm=1.16)
+    write(folder / "001.extxyz.gz", frame, format="extxyz")
+    for name in copies.COPIES:
+        write(folder / f"{name}-001.extxyz.gz", other.get(name, frame), format="extxyz")
+
+
 def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> None:
     pytest.importorskip("ovito")
-    folder = tmp_path / "Al"
-    folder.mkdir()
     perfect = MATERIALS["Al"].perfect((4, 4, 4))
-    perfect.info.update(time_ps=20.0, t_over_tm=1.16)
     # An atom off its site takes its label, and those of its twelve neighbours.
     off = perfect.copy()
     off.positions[0] += 1.0
     wrong = int((copies.named(off) != "fcc").sum())
     assert wrong >= 13
-    for name, atoms in (
-        ("001", perfect),
-        ("quenched-001", off),
-        ("minimised-001", perfect),
-        ("averaged-001", perfect),
-    ):
-        write(folder / f"{name}.extxyz.gz", atoms, format="extxyz")
+    store(tmp_path / "Al", perfect, quenched=off)
     fake: Any = _Fake()
     row = superheated.measure(fake, MATERIALS["Al"], copies.files(tmp_path, "Al"), 10)
     assert (row["n_snapshots"], row["atoms"], row["steps"], row["last_snapshot_ps"]) == (1, 256, 10, 20.0)
@@ -68,14 +68,10 @@ def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> 
 def test_of_compounds_the_sublattice_counts_too(tmp_path: Path) -> None:
     pytest.importorskip("ovito")
     material = COMPOUNDS["CuNi-L12"]
-    folder = tmp_path / material.key
-    folder.mkdir()
     perfect = material.perfect((4, 4, 4))
-    perfect.info.update(time_ps=20.0, t_over_tm=1.16)
     swapped = perfect.copy()
     swapped.symbols[0] = "Ni"  # an antisite is no fault of the lattice
-    for name in ("001", *(f"{copy}-001" for copy in copies.COPIES)):
-        write(folder / f"{name}.extxyz.gz", perfect if name == "001" else swapped, format="extxyz")
+    store(tmp_path / material.key, perfect, **dict.fromkeys(copies.COPIES, swapped))
     fake: Any = _Fake("L1_2")
     row = superheated.measure(fake, material, copies.files(tmp_path, material.key), 10)
     assert row["denoised"] == 1.0 > row["quenched"] > 0.9
@@ -87,13 +83,9 @@ def test_of_compounds_the_sublattice_counts_too(tmp_path: Path) -> None:
 
 def test_of_a_crystal_that_has_melted_nothing_is_counted(tmp_path: Path) -> None:
     pytest.importorskip("ovito")
-    folder = tmp_path / "Al"
-    folder.mkdir()
     melt = MATERIALS["Al"].perfect((4, 4, 4))
-    melt.info.update(time_ps=20.0, t_over_tm=1.16)
     melt.rattle(1.2, seed=0)
-    for name in ("001", *(f"{copy}-001" for copy in copies.COPIES)):
-        write(folder / f"{name}.extxyz.gz", melt, format="extxyz")
+    store(tmp_path / "Al", melt)
     fake: Any = _Fake()
     row = superheated.measure(fake, MATERIALS["Al"], copies.files(tmp_path, "Al"), 10)
     assert row["quenched"] == 0.0

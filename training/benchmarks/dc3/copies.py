@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ase import Atoms
 
 from training.benchmarks.dc3.materials import Material
-from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps, write_snapshot
+from training.benchmarks.dc3.md import frame_of, with_forces, write_snapshot
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.verdict_names import DISORDERED
 
@@ -109,19 +109,6 @@ def averaged(lmp: Any, material: Material) -> tuple[Atoms, Atoms]:
     return middle, mean
 
 
-def _with_forces(material: Material, atoms: Atoms, potentials: Path | None) -> Any:
-    """LAMMPS with these atoms in their box and the forces of the material."""
-    lmp: Any = load_lammps()
-    lmp.command("units metal")
-    lmp.command(f"atom_style {material.atom_style}")
-    lmp.command("atom_modify map yes")
-    lmp.command("boundary p p p")
-    define_system(lmp, material, atoms)
-    force_field(lmp, material, potentials)
-    lmp.command("thermo 0")
-    return lmp
-
-
 def _downhill(lmp: Any, step: float) -> None:
     """From here on `run` follows dx/dt = F in steps of so many Å²/eV: Brownian motion without its noise."""
     force_to_mass = 9648.5332  # amu Å/ps² of one eV/Å, which LAMMPS multiplies forces with
@@ -136,7 +123,7 @@ def vibration_time(material: Material, crystal: Atoms, potentials: Path | None) 
     ------
     SystemExit : it does not within `LONGEST`.
     """
-    lmp = _with_forces(material, crystal, potentials)
+    lmp = with_forces(material, crystal, potentials)
     lmp.command("run 0")
     start, forces = lmp.get_thermo("pe"), np.array(lmp.gather_atoms("f", 1, 3))
     lmp.command("min_style cg")
@@ -145,7 +132,7 @@ def vibration_time(material: Material, crystal: Atoms, potentials: Path | None) 
     lmp.close()
     # Of harmonic vibrations |F|² = sum (k x)² and the energy is sum k x² / 2.
     softness = 2 * (start - lowest) / float((forces**2).sum())
-    lmp = _with_forces(material, crystal, potentials)
+    lmp = with_forces(material, crystal, potentials)
     _downhill(lmp, STEP * softness)
     taken = 0.0
     while taken < LONGEST:
@@ -161,7 +148,7 @@ def vibration_time(material: Material, crystal: Atoms, potentials: Path | None) 
 
 def descended(material: Material, atoms: Atoms, potentials: Path | None, time: float) -> Atoms:
     """``atoms`` after ``time`` (Å²/eV) of steepest descent in the same box, in the same order."""
-    lmp = _with_forces(material, atoms, potentials)
+    lmp = with_forces(material, atoms, potentials)
     _downhill(lmp, time / STEPS)
     lmp.command(f"run {STEPS} post no")
     result = frame_of(lmp, material)
@@ -171,7 +158,7 @@ def descended(material: Material, atoms: Atoms, potentials: Path | None, time: f
 
 def quenched(material: Material, atoms: Atoms, potentials: Path | None) -> Atoms:
     """The nearest minimum of the potential energy in the same box, atoms in the same order."""
-    lmp = _with_forces(material, atoms, potentials)
+    lmp = with_forces(material, atoms, potentials)
     lmp.command("min_style cg")
     lmp.command("minimize 0.0 1.0e-2 1000 10000")
     result = frame_of(lmp, material)

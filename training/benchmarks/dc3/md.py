@@ -120,6 +120,24 @@ def force_field(lmp: Any, material: Material, potentials: Path | None) -> None:
         lmp.command(f"kspace_style {material.kspace_style}")
 
 
+def with_forces(material: Material, atoms: Atoms, potentials: Path | None) -> Any:
+    """LAMMPS with these atoms in their periodic box and the forces of the material.
+
+    Raises
+    ------
+    SystemExit : a parameter file is missing.
+    """
+    lmp: Any = load_lammps()
+    lmp.command(f"units {material.units}")
+    lmp.command(f"atom_style {material.atom_style}")
+    lmp.command("atom_modify map yes")
+    lmp.command("boundary p p p")
+    define_system(lmp, material, atoms)
+    force_field(lmp, material, potentials)
+    lmp.command("thermo 0")
+    return lmp
+
+
 def frame_of(lmp: Any, material: Material) -> Atoms:
     """The current state as Atoms (Å, Å/ps velocities are not kept), sorted by atom id."""
     low, high, *_ = lmp.extract_box()

@@ -19,12 +19,10 @@ from ase.io import read
 
 from training.benchmarks.dc3.materials import EVERY, Material
 from training.benchmarks.dc3.md import (
-    define_system,
-    force_field,
     frame_of,
-    load_lammps,
     run_folder,
     snapshot_files,
+    with_forces,
     write_snapshot,
 )
 
@@ -35,14 +33,7 @@ def quenched_path(snapshot: Path) -> Path:
 
 def quench(material: Material, atoms: Atoms, potentials: Path | None) -> Atoms:
     """The inherent structure of ``atoms`` at zero pressure, atoms in the same order."""
-    lmp = load_lammps()
-    lmp.command(f"units {material.units}")
-    lmp.command(f"atom_style {material.atom_style}")
-    lmp.command("atom_modify map yes")
-    lmp.command("boundary p p p")
-    define_system(lmp, material, atoms)
-    force_field(lmp, material, potentials)
-    lmp.command("thermo 0")
+    lmp = with_forces(material, atoms, potentials)
     lmp.command("min_style cg")
     lmp.command("minimize 0.0 1.0e-2 500 5000")  # first the forces, so that the box sees no vibration
     lmp.command("fix box all box/relax iso 0.0 vmax 0.001")

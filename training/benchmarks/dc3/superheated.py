@@ -41,7 +41,7 @@ from training.benchmarks.dc3.copies import (
     write_with_copies,
 )
 from training.benchmarks.dc3.materials import EVERY, MATERIALS, Material
-from training.benchmarks.dc3.md import advance, define_system, force_field, frame_of, load_lammps
+from training.benchmarks.dc3.md import advance, frame_of, with_forces
 from training.metrics import record
 from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.checkpoint import resolve
@@ -73,15 +73,8 @@ def simulate(
         return
     limit = ratio or material.metastability_limit
     temperature = limit * material.melting_point
-    lmp = load_lammps()
-    lmp.command(f"units {material.units}")
-    lmp.command(f"atom_style {material.atom_style}")
-    lmp.command("atom_modify map yes")
-    lmp.command("boundary p p p")
-    define_system(lmp, material, material.perfect(cells))
-    force_field(lmp, material, potentials)
+    lmp = with_forces(material, material.perfect(cells), potentials)
     lmp.command("timestep 0.001")
-    lmp.command("thermo 0")
     lmp.command(f"velocity all create {temperature} {1000 + seed} mom yes rot no dist gaussian")
     lmp.command("fix barostat all nph iso 0.0 0.0 1.0")
     # How long vibration needs to go is asked at the melting point, where there is no defect yet.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from training.benchmarks.dc3.copies import WINDOW, files, vibration_time, write_with_copies
 from training.benchmarks.dc3.materials import MATERIALS, Material
-from training.benchmarks.dc3.md import define_system, force_field, frame_of, load_lammps
+from training.benchmarks.dc3.md import frame_of, with_forces
 
 #: Unit cells along the box, and how hot the half that is to melt is made, in melting points.
 LENGTH, HOT = 2.5, 3.0
@@ -32,13 +32,7 @@ def simulate(
     a, b, c = material.cells
     crystal = material.perfect((a, b, round(LENGTH * c)))
     temperature = material.melting_point
-    lmp = load_lammps()
-    lmp.command("units metal")
-    lmp.command(f"atom_style {material.atom_style}")
-    lmp.command("atom_modify map yes")
-    lmp.command("boundary p p p")
-    define_system(lmp, material, crystal)
-    force_field(lmp, material, potentials)
+    lmp = with_forces(material, crystal, potentials)
     lmp.command("timestep 0.001")
     lmp.command(f"velocity all create {2 * temperature} {1000 + seed} mom yes rot no dist gaussian")
     lmp.command("fix barostat all nph aniso 0.0 0.0 1.0")
@@ -63,7 +57,6 @@ def simulate(
     # Sideways the crystal keeps the size that it has at this temperature.
     lmp.command("fix barostat all nph z 0.0 0.0 1.0")
     lmp.command(f"fix thermostat all temp/csvr {temperature} {temperature} 0.1 {seed + 2}")
-    lmp.command("thermo 0")
     for index in range(1, frames + 1):
         lmp.command(f"run {round(1000 * (picoseconds - WINDOW if index > 1 else picoseconds - WINDOW / 2))}")
         frame = write_with_copies(
