@@ -506,3 +506,14 @@ def test_persistence_and_patience_raise_the_last_length_but_not_above_the_first(
         Denoiser(config(**changes, tolerance=1e-9), network).denoise(snapshot, steps=4)
         told = [context[1] for context in network.told if context is not None]
         np.testing.assert_allclose(told, expected, rtol=1e-5)
+
+
+def test_an_atom_that_has_flown_off_neither_takes_time_nor_moves_the_others(released: Denoiser) -> None:
+    slab = fcc111("Cu", (4, 4, 4), vacuum=5.0)
+    slab.pbc = (True, True, False)
+    slab.rattle(0.08, seed=0)
+    more = slab + Atoms("Cu", positions=[[0, 0, 1e7]])
+    clean, beside = released.denoise(slab), released.denoise(more)
+    np.testing.assert_allclose(beside.positions[:-1], clean.positions, atol=0.02)
+    np.testing.assert_allclose(beside.positions[-1], more.positions[-1], atol=0.5)
+    assert beside.arrays["structure_type"][-1] == "disordered"

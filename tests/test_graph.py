@@ -12,7 +12,8 @@ from ase.build import bulk
 from ase.neighborlist import primitive_neighbor_list
 
 from zoo import graph
-from zoo.graph import Graph, complete_cell, neighbor_graph
+from zoo.graph import Graph, neighbor_graph
+from zoo.pairs import complete_cell
 
 OBLIQUE = np.array([[4.0, 0, 0], [3.0, 4.5, 0], [-2.0, 3.0, 5.0]])
 EVERY_PBC = list(itertools.product((False, True), repeat=3))

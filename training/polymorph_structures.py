@@ -69,6 +69,17 @@ def spacing_of(name: str) -> float:
     return float(search.compute(atoms.positions, atoms.cell[:], True, "d")[0].min())
 
 
+@cache
+def way_to_parent(name: str) -> float:
+    """How far the sites of an alpha phase are from those of its beta phase: root mean square per component.
+
+    In nearest-neighbour distances, as published; infinity for a crystal that is no alpha phase.
+    """
+    if name not in PARENTS:
+        return float("inf")
+    return float(np.sqrt(np.mean(_unit(name, 0).arrays["modes"] ** 2))) / spacing_of(name)
+
+
 def crystal_block(name: str, rng: np.random.Generator, n_atoms: float, stretch: Sequence[float]) -> Atoms:
     """A block of about ``n_atoms``, ``stretch`` times as long along each axis as a cube, nowhere thin.
 

@@ -55,6 +55,8 @@ _ICE_MIX = {**_POLYMORPH_MIX, "melt": 0.12, "network": 0.20}
 _SILICA_MIX = {**_POLYMORPH_MIX, "melt": 0.08, "network": 0.14}
 #: Drawn more often: those that are most like a melt, or like each other.
 _HARD = ("ice II", "ice III", "ice III")
+#: An alpha phase vibrates by less than this part of the way to its beta phase; beyond, it has become that.
+_MOST_OF_THE_WAY = 0.7
 #: Sections of the metrics that tell of training, or of where atoms are after denoising.
 OF_THE_NETWORK = frozenset({"training", "dc3", "defects", "surfaces"})
 _EPOCHS, _BATCH, _RATE = 60, 4096, 3e-3
@@ -125,6 +127,13 @@ def truth(lattice: str, sample: lattices.Sample, classes: Sequence[str]) -> IntA
     return out
 
 
+def largest_noise(lattice: str, sample: lattices.Sample, largest: float) -> float:
+    """In nearest-neighbour distances: ``largest``, but of an alpha phase no more than it survives."""
+    if not sample.ordered:
+        return largest
+    return min(largest, _MOST_OF_THE_WAY * polymorph_structures.way_to_parent(lattice))
+
+
 @dataclass(frozen=True)
 class Example:
     """A structure as a head sees it: features (n, k), truth (n,), averages (n, n) if it has a reach."""
@@ -166,7 +175,8 @@ def examples(
         rng = np.random.default_rng([seed, index])
         lattice, sample = draw(classes, rng)
         # Cold crystals are crystals, too.
-        sigma = lattices.noise_level(sample, rng, denoiser.config.largest_noise) * (rng.random() > 0.1)
+        most = largest_noise(lattice, sample, denoiser.config.largest_noise)
+        sigma = lattices.noise_level(sample, rng, most) * (rng.random() > 0.1)
         moved = sample.positions + lattices.noise(sample, sigma, rng)
         atoms = Atoms(positions=3 * moved, cell=3 * sample.cell, pbc=sample.pbc, numbers=sample.species)
         return atoms, truth(lattice, sample, classes)

@@ -348,7 +348,7 @@ def _piece(atoms: Atoms) -> tuple[Atoms, npt.NDArray[np.bool_]]:
     ------
     StructureError : unusable structure.
     """
-    from zoo.graph import complete_cell
+    from zoo.pairs import complete_cell
     from zoo.structures import check_structure
 
     if len(atoms) <= LARGEST:

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import vesin
+
+from zoo.pairs import complete_cell, pairs
 
 Array = npt.NDArray[np.float64]
 
 #: Above this many atoms the search runs slab by slab (bounds the size of vesin's own arrays).
 ATOMS_PER_SEARCH = 200_000
-#: Å; beyond it clusters of few atoms are searched pair by pair.
-_LONG_RADIUS = 20.0
-_FEW_ATOMS = 500
 
 
 @dataclass
@@ -126,26 +124,6 @@ def neighbor_graph(
     return Graph(torch.from_numpy(offsets), torch.from_numpy(neighbors), torch.from_numpy(vectors), kinds)
 
 
-def complete_cell(cell: Array, periodic: npt.NDArray[np.bool_]) -> Array:
-    """The cell with the vectors of non-periodic axes replaced by unit vectors normal to the rest.
-
-    A slab written with a zero third vector is as good as one written with a long one.
-    """
-    box = np.array(cell, dtype=np.float64)
-    free = np.flatnonzero(~periodic)
-    if len(free) == 3:
-        return np.eye(3)
-    if len(free) == 2:
-        (axis,) = np.flatnonzero(periodic)
-        # Any two directions spanning the plane normal to the periodic vector.
-        _, _, vh = np.linalg.svd(box[[axis]])
-        box[free] = vh[1:]
-    elif len(free) == 1:
-        normal = np.cross(box[(free[0] + 1) % 3], box[(free[0] + 2) % 3])
-        box[free[0]] = normal / np.linalg.norm(normal)
-    return box
-
-
 #: Core atoms, edges' i as index into them, j as atom index, r_ij in Å.
 Search = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
@@ -169,17 +147,8 @@ def neighbor_searches(
 def _vesin(
     positions: Array, box: Array, periodic: npt.NDArray[np.bool_], radius: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array]:
-    if radius > _LONG_RADIUS and len(positions) <= _FEW_ATOMS and not periodic.any():
-        # vesin looks at radius / thickness bins of every axis: a dimer of 1 000 Å, which has no
-        # thickness, would take for ever.
-        vectors = positions[None] - positions[:, None]
-        near = np.linalg.norm(vectors, axis=2) < radius
-        np.fill_diagonal(near, False)
-        first, second = np.nonzero(near)
-        return first, second, vectors[first, second]
-    search = vesin.NeighborList(cutoff=radius, full_list=True, sorted=True, n_threads=torch.get_num_threads())
-    i, j, d = search.compute(points=positions, box=box, periodic=periodic, quantities="ijD")
-    return i.view(np.int64), j.view(np.int64), d
+    i, j, d = pairs(positions, box, periodic, radius, ordered=True, n_threads=torch.get_num_threads())
+    return i, j, d
 
 
 def _slab_plan(

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import vesin
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
 from zoo.errors import StructureError
-from zoo.graph import complete_cell
+from zoo.pairs import pairs
 
 Array = npt.NDArray[np.float64]
 
@@ -81,11 +80,7 @@ def riders(atoms: Atoms, symbol: str) -> Riders:
                 "species of LAMMPS types (--species), or use another checkpoint"
             )
         chosen[:] = True
-    box = complete_cell(atoms.cell[:], np.asarray(atoms.pbc, dtype=bool))
-    i, j, d = vesin.NeighborList(cutoff=FOREIGN, full_list=True).compute(
-        points=atoms.positions, box=box, periodic=list(map(bool, atoms.pbc)), quantities="ijd"
-    )
-    i, j = i.astype(np.int64), j.astype(np.int64)
+    i, j, d = pairs(atoms.positions, atoms.cell[:], atoms.pbc, FOREIGN, "ijd")
     foreign = ~chosen & ~np.isin(numbers, (0, 1))
     chosen[i[chosen[i] & foreign[j]]] = False
     if not chosen.any():

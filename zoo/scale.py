@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import StructureError
-from zoo.graph import complete_cell, neighbor_searches
+from zoo.graph import neighbor_searches
+from zoo.pairs import complete_cell
 
 Array = npt.NDArray[np.float64]
 
@@ -91,7 +92,7 @@ def _nearest(positions: Array, cell: Array, periodic: npt.NDArray[np.bool_], sca
 def _occupied_volume(positions: Array, cell: Array, periodic: npt.NDArray[np.bool_]) -> float:
     """A first guess: the cell (or the box around the atoms) less the largest gap along each axis."""
     if not periodic.any():
-        box = np.sort(np.ptp(positions, axis=0))[::-1]
+        box = np.sort([_extent(x) for x in positions.T])[::-1]
         # Flat or linear clusters have no thickness of their own.
         return float(np.prod(np.maximum(box, box[0] / len(positions) ** 0.5 + 1e-6)))
     full = complete_cell(cell, periodic)
@@ -107,6 +108,13 @@ def _occupied_volume(positions: Array, cell: Array, periodic: npt.NDArray[np.boo
             share = max(1 - gap, 1 / len(x))
         else:
             length = float(np.linalg.norm(full[axis]))
-            share = max(float(np.ptp(x)), 1.0 / length)
+            share = max(_extent(x), 1.0 / length)
         volume *= share if share < 0.8 or not periodic[axis] else 1.0
     return volume
+
+
+def _extent(x: Array) -> float:
+    """From one end to the other; of most atoms, if a few have flown off."""
+    whole = float(np.ptp(x))
+    low, high = np.quantile(x, (0.05, 0.95))
+    return whole if whole < 3 * (high - low) or high == low else float(high - low)

@@ -135,7 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         for cells in args.cells:
             n_atoms = len(unit_cell(args.crystal)) * cells**3
             big = n_atoms > 250_000
-            steps = min(args.steps, 3) if big else args.steps
+            # As many as for small ones: the verdict comes once, after the last of them.
+            steps = args.steps
             # A small system takes milliseconds: many repeats, so that the best is a quiet one.
             repeats = 1 if big else 20 if n_atoms <= 2100 else 8 if n_atoms <= 12_000 else 2
             ptm = threads == 1 and not big

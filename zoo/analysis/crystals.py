@@ -28,6 +28,7 @@ from ase import Atoms
 from ase.geometry import complete_cell, find_mic, minkowski_reduce
 
 from zoo.errors import MissingExtraError, StructureError
+from zoo.pairs import pairs
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -274,8 +275,6 @@ def radial_distribution(atoms: Atoms, r_max: float, bins: int = 100) -> tuple[Fl
     """
     if not r_max > 0 or bins < 1:
         raise StructureError(f"radial_distribution: needs r_max > 0 and bins >= 1, got {r_max} and {bins}")
-    from vesin import NeighborList
-
     _check(atoms)
     edges = np.linspace(0.0, r_max, bins + 1)
     centres = 0.5 * (edges[1:] + edges[:-1])
@@ -283,13 +282,7 @@ def radial_distribution(atoms: Atoms, r_max: float, bins: int = 100) -> tuple[Fl
     if n == 0:
         return centres, np.zeros(bins)
     cell = _bounding_cell(atoms)
-    neighbors = NeighborList(cutoff=float(r_max), full_list=True)
-    (distances,) = neighbors.compute(
-        points=np.ascontiguousarray(atoms.positions, dtype=np.float64),
-        box=cell,
-        periodic=[bool(p) for p in atoms.pbc],
-        quantities="d",
-    )
+    (distances,) = pairs(atoms.positions, cell, atoms.pbc, float(r_max), "d")
     counts, _ = np.histogram(distances, bins=edges)
     density = n / abs(np.linalg.det(cell))
     shells = 4 / 3 * np.pi * (edges[1:] ** 3 - edges[:-1] ** 3)

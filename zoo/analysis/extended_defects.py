@@ -13,10 +13,9 @@ import numpy as np
 from ase import Atoms
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from vesin import NeighborList
 
 from zoo.analysis.crystals import FCC, HCP, FloatArray, IntArray, require_ovito, to_ovito
-from zoo.graph import complete_cell
+from zoo.pairs import pairs
 
 #: What OVITO tells apart in fcc, by its number.
 FAULTS = {2: "intrinsic stacking fault", 3: "coherent twin boundary", 4: "multilayer stacking fault"}
@@ -138,13 +137,8 @@ def _planes(atoms: Atoms, chosen: Any, kind: str, spacing: float) -> list[Plane]
 
 def neighbors(atoms: Atoms, index: IntArray, cutoff: float) -> tuple[IntArray, IntArray, FloatArray]:
     """Pairs among some atoms (numbered within ``index``), and the vectors (n, 3) Å from first to second."""
-    found = NeighborList(cutoff=cutoff, full_list=True).compute(
-        points=atoms.get_positions()[index],
-        box=complete_cell(atoms.cell[:], np.asarray(atoms.pbc, dtype=bool)),
-        periodic=[bool(p) for p in atoms.pbc],
-        quantities="ijD",
-    )
-    return found[0].astype(np.int64), found[1].astype(np.int64), found[2]
+    first, second, vectors = pairs(atoms.positions[index], atoms.cell[:], atoms.pbc, cutoff)
+    return first, second, vectors
 
 
 def _groups(n: int, pairs: IntArray) -> IntArray:

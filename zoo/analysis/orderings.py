@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import vesin
 from ase import Atoms
 
 from zoo.analysis.crystals import (
@@ -26,7 +25,7 @@ from zoo.analysis.crystals import (
     structure_types,
     to_ovito,
 )
-from zoo.graph import complete_cell
+from zoo.pairs import pairs
 from zoo.scale import length_scale
 
 IntArray = npt.NDArray[np.int64]
@@ -93,12 +92,9 @@ def _by_templates(atoms: Atoms) -> tuple[IntArray, Any]:
 def _all_unlike(atoms: Atoms, n: int) -> npt.NDArray[np.bool_]:
     """Whether the ``n`` nearest neighbours of each atom are all of other species."""
     scale = length_scale(atoms.positions, atoms.cell[:], atoms.pbc)
-    box = complete_cell(atoms.cell[:], np.asarray(atoms.pbc, dtype=bool))
-    i, j, d = vesin.NeighborList(cutoff=1.6 * scale, full_list=True).compute(
-        points=atoms.positions, box=box, periodic=list(map(bool, atoms.pbc)), quantities="ijd"
-    )
+    i, j, d = pairs(atoms.positions, atoms.cell[:], atoms.pbc, 1.6 * scale, "ijd")
     order = np.lexsort((d, i))
-    i, j = i[order].astype(np.int64), j[order].astype(np.int64)
+    i, j = i[order], j[order]
     degree = np.bincount(i, minlength=len(atoms))
     rank = np.arange(len(i)) - np.repeat(np.cumsum(degree) - degree, degree)
     unlike = (rank < n) & (atoms.numbers[i] != atoms.numbers[j])

@@ -28,7 +28,7 @@ from scipy.spatial import cKDTree
 
 from zoo.analysis.crystals import OTHER, STRUCTURES, IntArray
 from zoo.errors import StructureError
-from zoo.graph import complete_cell
+from zoo.pairs import complete_cell
 
 FloatArray = npt.NDArray[np.float64]
 

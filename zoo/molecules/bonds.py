@@ -51,16 +51,9 @@ def inferred_bonds(
         first, second = pairs[:, 0], pairs[:, 1]
         distances = np.linalg.norm(points[first] - points[second], axis=1)
     else:
-        from ase.geometry import complete_cell
-        from vesin import NeighborList
+        from zoo.pairs import pairs as close_pairs
 
-        first, second, distances = NeighborList(cutoff=cutoff, full_list=False).compute(
-            points=np.ascontiguousarray(points),
-            box=np.array(complete_cell(cell)),
-            periodic=[bool(row.any()) for row in cell],
-            quantities="ijd",
-        )
-        first, second = first.astype(np.int64), second.astype(np.int64)
+        first, second, distances = close_pairs(points, cell, cell.any(1), cutoff, "ijd", full=False)
     near = (distances < BONDED * (radius[first] + radius[second])) & (first != second)
     bonds = np.sort(np.stack([atoms[first[near]], atoms[second[near]]], axis=1), axis=1)
     return np.unique(bonds, axis=0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
-from ase.geometry import complete_cell
 
 from zoo.errors import StructureError
+from zoo.pairs import pairs
 
 COINCIDENT = 1e-3
 """Two atoms closer than this (Å) are taken for one atom written twice."""
@@ -85,15 +85,9 @@ def _check_cell(atoms: Atoms, where: str) -> None:
 
 
 def _check_coincident(atoms: Atoms, where: str) -> None:
-    from vesin import NeighborList
-
-    pbc = np.asarray(atoms.pbc, dtype=bool)
     # The search bins space by its radius: a tiny one means more bins than there is patience for.
-    first, second, shifts, distances = NeighborList(cutoff=_SEARCH, full_list=False).compute(
-        points=np.ascontiguousarray(atoms.positions, dtype=float),
-        box=np.array(complete_cell(np.where(pbc[:, None], atoms.cell.array, 0.0)), dtype=float),
-        periodic=[bool(flag) for flag in pbc],
-        quantities="ijSd",
+    first, second, shifts, distances = pairs(
+        atoms.positions, atoms.cell.array, atoms.pbc, _SEARCH, "ijSd", full=False
     )
     close = distances < COINCIDENT
     first, second, shifts, distances = first[close], second[close], shifts[close], distances[close]
