@@ -202,9 +202,10 @@ def test_still_verdicts() -> None:
 @pytest.mark.usefixtures("one_slab")
 def test_more_steps_verdicts() -> None:
     assert all(row["ok"] for row in cases.more_steps(Nothing(), QUICK))
-    drop, agreement, rise = cases.more_steps(Shaker(), Settings(noise=(0.01,)))
+    drop, agreement, astray, rise = cases.more_steps(Shaker(), Settings(noise=(0.01,)))
     assert not drop["ok"] and drop["value"] == max(drop["agreement"]) - min(drop["agreement"]) > 0.5
     assert not agreement["ok"] and agreement["value"] < agreement["threshold"] == 1.0
+    assert not astray["ok"] and astray["value"] > 0.1 and astray["lost"] > 0
     assert not rise["ok"] and rise["value"] > 1.0
 
 

@@ -213,3 +213,13 @@ def test_in_a_network_of_silica_silicon_has_four_oxygens_and_they_two_silicons()
             counts[species].append(float(degree[sample.species == species].mean()))
     assert 3.6 < np.mean(counts[14]) < 4.4
     assert 1.8 < np.mean(counts[8]) < 2.2
+
+
+def test_how_far_alpha_phases_are_from_their_parents() -> None:
+    # Tetrahedra of cristobalite are turned by more than those of quartz, 23 and 16 degrees.
+    quartz, cristobalite = (
+        structures.way_to_parent("alpha-quartz"),
+        structures.way_to_parent("alpha-cristobalite"),
+    )
+    assert 0.1 < quartz < 0.15 < cristobalite < 0.25
+    assert structures.way_to_parent("beta-quartz") == structures.way_to_parent("ice II") == float("inf")

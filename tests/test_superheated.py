@@ -62,7 +62,21 @@ def test_shares_are_of_all_atoms_and_of_those_of_a_reference(tmp_path: Path) -> 
     called = (copies.named(off) == "fcc")[3:].sum() / (256 - wrong)
     assert row["verdict_of_quenched"] == row["verdict_of_both"] == pytest.approx(called)
     assert "quenched_of_quenched" not in row
+    # One shell more than those that the quench calls wrong is not inside.
+    assert row["inside"] == pytest.approx(float(np.mean(superheated.inside(off, copies.named(off) == "fcc"))))
+    assert row["inside"] < row["quenched"]
+    assert row["denoised_of_inside"] == 1.0
     assert superheated.table([row | {"material": "Al"}]).row_count == 1
+
+
+@pytest.mark.parametrize(("name", "neighbours"), [("Al", 12), ("Fe", 14), ("Si", 16), ("NaCl", 18)])
+def test_inside_is_who_has_only_right_ones_within_what_a_classifier_looks_at(
+    name: str, neighbours: int
+) -> None:
+    perfect = MATERIALS[name].perfect((5, 5, 5))
+    right = np.ones(len(perfect), dtype=bool)
+    right[7] = False
+    assert int((~superheated.inside(perfect, right)).sum()) == 1 + neighbours
 
 
 def test_of_compounds_the_sublattice_counts_too(tmp_path: Path) -> None:
@@ -95,14 +109,25 @@ def test_of_a_crystal_that_has_melted_nothing_is_counted(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--every", "0.5"], "1 ps between them"), (["--frames", "0"], "at least one frame")],
+    [
+        (["--every", "0.5"], "1 ps between them"),
+        (["--frames", "0"], "at least one frame"),
+        (["--material", "ZnO"], "'ZnO' is none of Al, Fe"),
+        (["--material", "Fe:hot"], "'hot' is no ratio"),
+        (["--material", "Fe:nan"], "'nan' is no ratio"),
+    ],
 )
-def test_schedules_without_room_are_refused(
+def test_schedules_without_room_and_unknown_runs_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         superheated.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_run_has_a_ratio_of_its_own_or_that_of_metastability() -> None:
+    assert superheated.one_run("Fe") == (MATERIALS["Fe"], None)
+    assert superheated.one_run("CuNi-L10:1.2") == (COMPOUNDS["CuNi-L10"], 1.2)
 
 
 def test_an_unknown_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,19 @@ import pytest
 import torch
 from ase.build import bulk
 
-from training import lattices
-from training.verdict import Example, calibration_error, draw, examples, fit, joined, molten_sample, truth
+from training import lattices, polymorph_structures
+from training.verdict import (
+    Example,
+    calibration_error,
+    draw,
+    examples,
+    fit,
+    joined,
+    largest_noise,
+    molten_sample,
+    reach_of,
+    truth,
+)
 from training.verdict import main as train_verdict
 from zoo import Denoiser
 from zoo.analysis.crystals import STRUCTURES
@@ -329,3 +340,27 @@ def test_a_checkpoint_with_lattices_that_cannot_be_drawn_is_refused(
     save(tmp_path / "own", config, denoiser.network.state_dict())
     assert train_verdict([str(tmp_path / "own"), "-o", str(tmp_path / "out")]) == 1
     assert "cannot draw NiAs" in capsys.readouterr().err
+
+
+def test_alpha_phases_vibrate_less_than_what_would_make_them_beta() -> None:
+    rng = np.random.default_rng(0)
+    ways = {name: polymorph_structures.way_to_parent(name) for name in ("alpha-quartz", "alpha-cristobalite")}
+    for name, way in ways.items():
+        sample = polymorph_structures.bulk_sample(name, rng, 200)
+        assert largest_noise(name, sample, 0.22) == min(0.22, 0.7 * way) < 0.22
+        assert largest_noise(name, sample, 0.01) == 0.01
+        molten = replace(sample, ordered=False)
+        assert largest_noise(name, molten, 0.22) == 0.22  # a melt is no phase
+    beta = polymorph_structures.bulk_sample("beta-quartz", rng, 200)
+    assert largest_noise("beta-quartz", beta, 0.22) == 0.22
+    iron = lattices.bulk_sample("bcc", rng)
+    assert largest_noise("bcc", iron, 0.17) == 0.17
+
+
+def test_a_head_sees_as_far_as_its_crystals_need() -> None:
+    assert [reach_of(names) for names in (("fcc", "bcc"), ("B2",), ("ice Ih",), ("beta-quartz",))] == [
+        2,
+        2,
+        4,
+        8,
+    ]

@@ -20,7 +20,7 @@ from training.loop import LoopConfig
 
 RECIPE = DenoiserRecipe(
     name="denoiser-binaries",
-    version="1.1.0",
+    version="1.2.0",
     lattices=tuple(COMPOUNDS),
     draw=draw_compound,
     mix=COMPOUND_MIX,

@@ -22,7 +22,7 @@ from training.polymorphs import SILICA
 
 RECIPE = DenoiserRecipe(
     name="denoiser-silica",
-    version="1.0.0",
+    version="1.1.0",
     lattices=tuple(SILICA),
     draw=draw_silica,
     mix=SILICA_MIX,

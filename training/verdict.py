@@ -32,7 +32,7 @@ from rich.progress import track
 from training import lattices, polymorph_structures
 from training.first_card import write_first_card
 from training.metrics import carry, record
-from training.polymorphs import ICE, POLYMORPHS
+from training.polymorphs import ICE, POLYMORPHS, SILICA
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
@@ -65,7 +65,9 @@ _loss = torch.nn.functional.cross_entropy
 
 def reach_of(classes: Sequence[str]) -> int:
     """Of the head for these crystals; some polymorphs differ by the mean of many atoms."""
-    return 4 if set(classes) & set(POLYMORPHS) else 0
+    if set(classes) & set(SILICA):
+        return 8  # how far a pattern of turned tetrahedra goes on tells alpha from beta
+    return 4 if set(classes) & set(ICE) else 2
 
 
 def molten_sample(lattice: str, rng: np.random.Generator) -> lattices.Sample:

@@ -2,7 +2,7 @@
 
     python -m training.benchmarks.dc3.superheated --material Al Mg      # MD, then the table
     python -m training.benchmarks.dc3.superheated --record
-    python -m training.benchmarks.dc3.superheated --checkpoint denoiser-binaries --material CuNi-L12
+    python -m training.benchmarks.dc3.superheated --checkpoint denoiser-binaries --material CoAl CuNi-L10:1.2
 
 Runs like those of `md` at T_ml, of another seed, each snapshot kept with what it is without vibration in the
 same box (`copies`): quenched for as long as vibration needs to go, minimised, and averaged over a picosecond.
@@ -11,7 +11,9 @@ pairs of defects heal that were there in the snapshot.
 
 Of each material: what share of the atoms has the right label by each of these, by the classifiers after
 denoising and by the verdict; and of those that have it in a reference, or in the quench and the mean both,
-how many have it after denoising.
+how many have it after denoising.  A classifier labels an atom by its neighbours, so at a defect a few tenths
+of an angstrom decide who is counted to it: the same once more of those inside the crystal, which have their
+label in the quench and around them only such as have theirs.
 Compounds have to have the right sublattice as well, if the checkpoint knows them.  What is finished is not
 done again.
 """
@@ -47,11 +49,39 @@ from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.checkpoint import resolve
 from zoo.denoiser import Denoiser
 from zoo.errors import ZooError
+from zoo.pairs import pairs
+from zoo.scale import length_scale
+
+#: Length scales; two shells of bcc, simple cubic and diamond, one of fcc and hcp.
+_LOOKED_AT = 1.5
 
 
 def run_name(material: Material, ratio: float | None) -> str:
     """Of the folder of a run at the limit of metastability, or at another T/Tm."""
     return material.key if ratio is None else f"{material.key}-{ratio:.2f}"
+
+
+def one_run(text: str) -> tuple[Material, float | None]:
+    """``Fe``, or ``Fe:1.05`` for another T/Tm than the limit of metastability.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError : no such material, or no such ratio.
+    """
+    key, _, ratio = text.partition(":")
+    # ZnO's force field has other units.
+    known = [key for key, material in EVERY.items() if material.units == "metal"]
+    if key not in known:
+        raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(known)}")
+    if not ratio:
+        return EVERY[key], None
+    try:
+        value = float(ratio)
+    except ValueError:
+        value = 0.0
+    if not 0.1 < value < 10:
+        raise argparse.ArgumentTypeError(f"{ratio!r} is no ratio of temperatures, such as 1.2")
+    return EVERY[key], value
 
 
 def simulate(
@@ -100,6 +130,13 @@ def target(material: Material, lattices: Sequence[str]) -> str:
     return material.ordering if material.ordering in lattices else material.structure
 
 
+def inside(quenched: Atoms, right: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(n_atoms,) who is ``right``, and so is everybody whom a classifier looks at for its label."""
+    scale = length_scale(quenched.positions, quenched.cell[:], quenched.pbc)
+    i, j = pairs(quenched.positions, quenched.cell[:], quenched.pbc, _LOOKED_AT * scale, "ij")
+    return np.asarray(right & (np.bincount(i, weights=~right[j], minlength=len(right)) == 0))
+
+
 def ordered(atoms: Atoms) -> npt.NDArray[np.str_]:
     """Names of the compounds by `zoo.analysis.orderings`."""
     return np.array(ORDERINGS)[orderings(atoms)]
@@ -120,6 +157,7 @@ def measure(
         labels |= {name: look(read(of[name])) for name in COPIES}
         for name, given in labels.items():
             right.setdefault(name, []).append(given == name_of)
+        right.setdefault("inside", []).append(inside(read(of["quenched"]), right["quenched"][-1]))
         taken.append(clean.info["denoise_steps"])
         times.append((frame.info["t_over_tm"], frame.info["time_ps"]))
     by = {name: np.concatenate(parts) for name, parts in right.items()}
@@ -133,7 +171,7 @@ def measure(
         **{name: float(flags.mean()) for name, flags in by.items()},
     }
     by["both"] = by["quenched"] & by["averaged"]
-    for reference in (*COPIES, "both"):
+    for reference in (*COPIES, "both", "inside"):
         there = by[reference]
         if there.any():  # it may have melted
             found = {name: float(by[name][there].mean()) for name in ("denoised", "verdict", *COPIES)}
@@ -144,9 +182,9 @@ def measure(
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Shares for a terminal."""
     shown = Table(
-        title="share of atoms labelled right; of those that are right in the quench; in the mean too"
+        title="share of atoms labelled right; of those that are right in the quench; in the mean too; inside"
     )
-    columns, ofs = ("raw", "denoised", "verdict", *COPIES), ("quenched", "both")
+    columns, ofs = ("raw", "denoised", "verdict", *COPIES), ("quenched", "both", "inside")
     found = {f"{name} of {of}": f"{name}_of_{of}" for of in ofs for name in ("denoised", "verdict")}
     for column in ("material", "atoms", *columns, *found):
         shown.add_column(column, justify="left" if column == "material" else "right")
@@ -161,10 +199,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # ZnO's force field has other units.
-    choices = [key for key, material in EVERY.items() if material.units == "metal"]
-    parser.add_argument("--material", nargs="+", choices=choices, default=list(MATERIALS))
-    parser.add_argument("--ratio", type=float, help="T/Tm; default: the limit of metastability")
+    parser.add_argument(
+        "--material", nargs="+", type=one_run, default=[(EVERY[key], None) for key in MATERIALS],
+        help="such as Fe, or Fe:1.05 for another T/Tm than the limit of metastability; default: the elements",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/superheated"))
     parser.add_argument("--potentials", type=Path, help="folder of parameter files that are not in the wheel")
     parser.add_argument("--equilibrate", type=float, default=10.0, help="ps")
@@ -188,16 +226,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     rows = []
-    for key in args.material:
-        material = EVERY[key]
+    for material, ratio in args.material:
         simulate(
             material, args.out, args.potentials,
             equilibrate=args.equilibrate, every=args.every, frames=args.frames,
-            cells=tuple(args.cells) if args.cells else None, ratio=args.ratio, seed=args.seed,
+            cells=tuple(args.cells) if args.cells else None, ratio=ratio, seed=args.seed,
         )  # fmt: skip
-        row = measure(denoiser, material, files(args.out, run_name(material, args.ratio)), args.steps)
-        rows.append({"material": key, "structure": target(material, denoiser.config.lattices)} | row)
-    Console(width=150).print(table(rows))
+        row = measure(denoiser, material, files(args.out, run_name(material, ratio)), args.steps)
+        rows.append({"material": material.key, "structure": target(material, denoiser.config.lattices)} | row)
+    Console(width=180).print(table(rows))
     if args.record:
         folder, _ = resolve(args.checkpoint)
         command = " ".join(["python -m training.benchmarks.dc3.superheated", *(argv or sys.argv[1:])])

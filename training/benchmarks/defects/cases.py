@@ -240,8 +240,10 @@ def more_steps(denoiser: Denoises, settings: Settings) -> Iterator[Row]:
 
     Rows per structure and noise: the largest drop of the a-CNA agreement and the largest rise
     of the RMSD from one step count to a higher one, and the agreement at the highest step count,
-    which must not be below that of the noisy structure.  ``largest`` is the distance (nn) of the
-    atom that ends furthest from its noise-free place.
+    which must not be below that of the noisy structure; and how far (nn) from its noise-free place
+    the furthest of the atoms ends that had the right label before and lost it, which tells an atom
+    that went astray from a label that hangs by a hair.  ``largest`` is the distance (nn) of the atom
+    that ends furthest from its noise-free place.
     """
     for name, lattice, clean in open_structures():
         # Bulk-terminated slabs and voids are the easier ones; vacuum instead of an open boundary
@@ -252,8 +254,11 @@ def more_steps(denoiser: Denoises, settings: Settings) -> Iterator[Row]:
         for sigma in settings.noise:
             noisy = noised(clean, sigma * lattice.nearest, 0)
             agreement, rmsd, far = [], [], []
+            ever = np.zeros(len(clean), dtype=bool)
             for out in _by_steps(denoiser, noisy):
-                agreement.append(float((adaptive_cna(out) == expected).mean()))
+                right = adaptive_cna(out) == expected
+                ever |= right
+                agreement.append(float(right.mean()))
                 distance = _distances(clean, out) / lattice.nearest
                 rmsd.append(float(np.sqrt((distance**2).mean())))
                 far.append(float(distance.max()))
@@ -268,6 +273,9 @@ def more_steps(denoiser: Denoises, settings: Settings) -> Iterator[Row]:
                 "drop of a-CNA agreement", drop, DROP, drop <= DROP, agreement=agreement, raw=raw, **curve
             )
             yield row("a-CNA agreement", final, raw, final >= raw)
+            lost = distance[ever & ~right]
+            astray = float(lost.max()) if len(lost) else 0.0
+            yield row("way off of lost labels", astray, STILL, astray < STILL, lost=len(lost), **curve)
             if sigma:  # without noise any motion is a rise from zero: that is the case "still"
                 yield row(
                     "rise of RMSD", rise, RISE, rise <= RISE, rmsd=rmsd, largest=far, raw=raw_rmsd, **curve
