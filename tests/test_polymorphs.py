@@ -293,6 +293,12 @@ def write_runs(out: Path) -> None:
         assert not store.fresh(folder, 2)
 
 
+def test_runs_of_another_seed_lie_beside_the_first(tmp_path: Path) -> None:
+    first, other = (store.run_folder(tmp_path, "beta-quartz", "BKS", 800.0, seed) for seed in (1, 3))
+    assert first == store.run_folder(tmp_path, "beta-quartz", "BKS", 800.0)
+    assert (first.name, other.name) == ("beta-quartz-BKS-800K", "beta-quartz-BKS-800K-seed3")
+
+
 def test_rows_of_the_benchmark(tmp_path: Path) -> None:
     write_runs(tmp_path)
     frames = store.snapshots(tmp_path)

@@ -95,7 +95,7 @@ def truth(case: Case, mean: Mean, moved: float = 0.0) -> tuple[dict[str, Any], n
 
 def simulate(case: Case, temperature: float, out: Path, schedule: Schedule, seed: int = 1) -> bool:
     """Write the snapshots of one case; False if they were there already."""
-    folder = run_folder(out, case.name, case.model, temperature)
+    folder = run_folder(out, case.name, case.model, temperature, seed)
     info = {
         "structure": MELT if case.name == WATER else case.name,
         "family": "ice",

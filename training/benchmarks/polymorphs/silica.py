@@ -180,8 +180,8 @@ def simulate(case: Case, temperature: float, out: Path, schedule: Schedule, seed
     material = case.material()
     return run(
         material, material.perfect(), temperature,
-        run_folder(out, case.name, case.potential, temperature), Truth(case), schedule, info=info, seed=seed,
-        melt_at=case.melt_at,
+        run_folder(out, case.name, case.potential, temperature, seed), Truth(case), schedule,
+        info=info, seed=seed, melt_at=case.melt_at,
     )  # fmt: skip
 
 

@@ -20,9 +20,9 @@ KEPT = 0.98
 MELT = "melt"
 
 
-def run_folder(out: Path, name: str, potential: str, temperature: float) -> Path:
-    """The folder of one phase (or "silica melt", "water") at one temperature (K)."""
-    parts = (name, potential, f"{temperature:g}K")
+def run_folder(out: Path, name: str, potential: str, temperature: float, seed: int = 1) -> Path:
+    """The folder of one phase (or "silica melt", "water") at one temperature (K) and of one seed."""
+    parts = (name, potential, f"{temperature:g}K", *([f"seed{seed}"] if seed != 1 else []))
     return out / "-".join(part.replace(" ", "-").replace("/", "") for part in parts)
 
 
