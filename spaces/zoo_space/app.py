@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -145,12 +146,14 @@ def main(host: str = "127.0.0.1", port: int = 7860) -> None:
     ------
     VisitorError : as `serving`.
     """
-    over = threading.Event()
+    # No event: it has a lock, which a signal that comes while it is being waited for would take twice.
+    told: list[int] = []
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: over.set())
+        signal.signal(each, lambda number, _: told.append(number))
     with serving(host, port) as url:
         print(f"zoo is at {url} (Ctrl-C stops it)", flush=True)
-        over.wait()
+        while not told:
+            time.sleep(0.1)
     print("stopped", flush=True)
 
 
