@@ -54,7 +54,8 @@ def test_an_atom_that_has_flown_off_changes_nothing_and_takes_no_time(pbc, far):
     i, j, _ = pairs(more, OBLIQUE, pbc, 3.1)
     alike = {(a - 32, b - 32) for a, b in zip(i.tolist(), j.tolist(), strict=True) if min(a, b) >= 32}
     assert alike == {(a, b) for a, b, *_ in there if max(a, b) < 20}
-    assert not ((i >= 30) & (i < 32)).any() or any(pbc)  # alone, but for their own images
+    lonely = (i >= 30) & (i < 32)
+    assert (i[lonely] == j[lonely]).all()  # nobody but their own images
 
 
 def test_a_flat_body_and_a_large_radius():
@@ -63,6 +64,11 @@ def test_a_flat_body_and_a_large_radius():
     assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert np.allclose(np.abs(d), [0, 0, 1000])
     assert len(pairs(dimer, np.zeros((3, 3)), False, 999.0)[0]) == 0
+
+
+@pytest.mark.parametrize("pbc", [True, False, (True, True, False)])
+def test_no_atoms_have_no_pairs(pbc):
+    assert [len(x) for x in pairs(np.zeros((0, 3)), OBLIQUE, pbc, 3.0)] == [0, 0, 0]
 
 
 def test_order_half_lists_and_quantities():

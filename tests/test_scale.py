@@ -117,3 +117,16 @@ def test_flat_and_linear_clusters_are_finite(positions: list[list[float]]) -> No
 def test_a_cell_without_volume_is_refused() -> None:
     with pytest.raises(StructureError, match="no volume"):
         length_scale(np.eye(3), np.array([[4.0, 0, 0], [8.0, 0, 0], [0, 0, 4.0]]), True)
+
+
+@pytest.mark.parametrize("far", [200.0, 1e4, 1e8])
+def test_an_atom_that_has_flown_off_does_not_count(far: float) -> None:
+    from ase.cluster import Icosahedron
+
+    ball = Icosahedron("Cu", 2)
+    flake = np.array([(a + b / 2 + dx, b * 0.866 + dy, 0.0) for a in range(6) for b in range(6)
+                      for dx, dy in ((0, 0), (0.5, 0.289))]) * 2.46  # fmt: skip
+    for body in (ball.positions, flake):
+        alone = length_scale(body, np.zeros((3, 3)), False)
+        more = np.concatenate([body, body[:1] + [0, far / 2, far]])
+        assert length_scale(more, np.zeros((3, 3)), False) == pytest.approx(alone, rel=0.1)

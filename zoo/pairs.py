@@ -58,7 +58,7 @@ def pairs(
     quantities : "i", "j" the atoms, (n_pairs,) int64; "D" the vectors r_j + S cell - r_i, (n_pairs, 3) Å;
         "d" their lengths; "S" the images, (n_pairs, 3) int32.
     full : every pair as i -> j and as j -> i.
-    ordered : by i, then by j.
+    ordered : by i; the order of j is any.
     n_threads : 0 for one per core.
     """
     from vesin import NeighborList
@@ -67,7 +67,7 @@ def pairs(
     box = complete_cell(np.asarray(cell, dtype=np.float64), periodic)
     points = np.ascontiguousarray(positions, dtype=np.float64)
     free = np.flatnonzero(~periodic)
-    if len(free):
+    if len(free) and len(points):
         widest = 1.01 * radius
         points = _without_gaps(points, box[free], widest)
         # Beyond such a gap the next image may be: vesin takes more than twice as long where only some axes
@@ -89,6 +89,6 @@ def _without_gaps(positions: Array, directions: Array, widest: float) -> Array:
         if excess.any():
             shift = np.zeros(len(positions))
             shift[order[1:]] = np.cumsum(excess)
-            shift -= shift[order[len(order) // 2]]  # where most atoms are no digits are lost
+            shift -= shift[order[len(order) // 2]]  # no digits are lost where most atoms are
             positions = positions - shift[:, None] * direction
     return positions

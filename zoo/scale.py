@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from zoo.errors import StructureError
 from zoo.graph import neighbor_searches
@@ -52,6 +53,12 @@ def length_scale(positions: Array, cell: Array, pbc: npt.ArrayLike) -> float:
     scale = float((volume / len(positions)) ** (1 / 3))
     if len(positions) < 2:
         return scale
+    if not periodic.all():
+        # Space between bodies, or to an atom that has flown off, is no volume of an atom: nearest neighbours
+        # bound the first guess.  Without images they may be further away, which only loosens the bound.
+        nearest = float(np.median(cKDTree(positions).query(positions, 2)[0][:, 1]))
+        if nearest > 0:
+            scale = min(scale, LARGEST_RATIO * nearest)
     dense: float | None = None
     if periodic.all():
         dense = float((abs(float(np.linalg.det(cell))) / len(positions)) ** (1 / 3))

@@ -70,7 +70,7 @@ def one_run(text: str) -> tuple[Material, float | None]:
     """
     key, _, ratio = text.partition(":")
     # ZnO's force field has other units.
-    known = [key for key, material in EVERY.items() if material.units == "metal"]
+    known = [name for name, material in EVERY.items() if material.units == "metal"]
     if key not in known:
         raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(known)}")
     if not ratio:
