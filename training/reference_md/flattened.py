@@ -1,0 +1,326 @@
+"""MD on a flattened free-energy surface, and the unbiased pieces that it releases: equilibrium and rates.
+
+    python -m training.reference_md.flattened alanine-dipeptide -o build/ala2-flat --learn 1200
+    python -m training.reference_md.flattened alanine-dipeptide -o build/ala2-flat --walker 0 --blocks 50
+
+Over a barrier that is crossed once in a hundred nanoseconds plain MD says nothing.  So a bias V on the first
+two torsions is learned once, by well-tempered metadynamics (Barducci, Bussi and Parrinello, Phys. Rev. Lett.
+100, 020603, 2008), and kept fixed from then on.  A walker that moves on U + V crosses every barrier many times
+in a nanosecond.  From time to time it is cloned: the clone moves without the bias for a few picoseconds and is
+written down, the walker goes on from where it was.
+
+What the clones start from has the density exp(-(U + V) / kT).  Counted with the weight exp(V / kT) of its first
+frame, a clone is a fair piece of equilibrium MD, at every later time as well, for MD keeps its equilibrium.  So
+populations and the transitions between any two regions follow without any assumption on the bias, which decides
+only how sure they are (`training.benchmarks.kinetics.released`).  The clones are also pieces of plain MD
+that start everywhere, and propagators may learn from them.
+
+FOLDER/bias.npz is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` clones one after the
+other, with the state from which the next block goes on.  After a kill the same command makes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.reference_md.segments import Record, read_record, write_record
+from training.reference_md.simulation import GAS_CONSTANT, Generator, SegmentError, _positions
+from training.reference_md.systems import SYSTEMS
+from zoo.errors import MissingExtraError, StructureError, ZooError
+
+try:
+    import openmm  # type: ignore[import-untyped, unused-ignore]
+    from openmm import unit
+except ImportError as error:
+    raise MissingExtraError(f"flattened MD needs OpenMM ({error}): pip install 'openmm>=8.2'") from None
+
+Array = npt.NDArray[np.float64]
+
+BIAS = "bias.npz"
+#: Clones of a block; time for which the walker moves before each, and which each is long, ps.
+RELEASES, BETWEEN, LENGTH = 20, 3.0, 6.0
+#: Walkers are numbered apart from segments and shots, whose random numbers they must not share.
+_STREAM = 2_000_000
+#: The bias is a force of its own group, which a clone does without.
+_PLAIN, _BIASED = {0}, {0, 1}
+
+
+@dataclass(frozen=True)
+class Metadynamics:
+    """How the bias is learned: heights in kJ/mol, widths in radians, times in ps."""
+
+    n_bins: int = 36
+    height: float = 1.5
+    width: float = 0.35
+    stride: float = 0.4
+    factor: float = 10.0
+    friction: float = 1.0
+
+
+@dataclass
+class Flattened:
+    """A molecule whose first two torsions are biased.
+
+    Args:
+        generator: the molecule, the protocol and the folder.
+    """
+
+    generator: Generator
+
+    @property
+    def bias_path(self) -> Path:
+        return self.generator.folder / BIAS
+
+    def learn(
+        self,
+        length: float,
+        how: Metadynamics | None = None,
+        report: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Learn the bias by ``length`` ps of well-tempered metadynamics and write it.
+
+        Raises:
+            SegmentError: the molecule became unstable.
+            zoo.ZooError: there is a bias already, or it cannot be written.
+        """
+        how, g = how or Metadynamics(), self.generator
+        if self.bias_path.exists():
+            raise ZooError(f"{self.bias_path} is there already; all walkers of a folder share one bias")
+        walker = _Walker(g, np.zeros((how.n_bins, how.n_bins)), 99)
+        walker.seed(0)
+        walker.take(g._prepare(_STREAM + 99).state_xml)
+        walker.integrator.setFriction(how.friction / unit.picosecond)
+        kt = GAS_CONSTANT * g.protocol.temperature
+        angle = 2 * np.pi * np.arange(how.n_bins) / how.n_bins
+        grid, begin = np.zeros((how.n_bins, how.n_bins)), time.perf_counter()
+        n_hills = round(length / how.stride)
+        for k in range(n_hills):
+            walker.step(how.stride, _BIASED)
+            here = np.radians(g.angles(walker.solute())[:2])
+            height = how.height * np.exp(-walker.bias() / (kt * (how.factor - 1)))
+            away = [np.arctan2(np.sin(angle - a), np.cos(angle - a)) for a in here]
+            bumps = [np.exp(-0.5 * (d / how.width) ** 2) for d in away]
+            grid += height * np.outer(*bumps)
+            walker.set_grid(grid)
+            if (k + 1) % max(n_hills // 20, 1) == 0:
+                speed = (k + 1) * how.stride / (time.perf_counter() - begin)
+                report(f"{(k + 1) * how.stride:.0f} of {length:.0f} ps, hills of {height:.2f} kJ/mol, "
+                       f"{grid.max():.1f} kJ/mol deep, {speed:.2f} ps/s")  # fmt: skip
+        self._write_bias(grid)
+
+    def run(self, walker: int, n_blocks: int, report: Callable[[str], None] = lambda text: None) -> None:
+        """Make the missing ones of the first ``n_blocks`` blocks of a walker.
+
+        Raises:
+            SegmentError: the molecule became unstable, or a block is of another protocol or bias.
+            zoo.StructureError: a block is damaged.
+            zoo.ZooError: there is no bias, or a file cannot be written.
+        """
+        grid = self.grid()
+        before: Record | None = None
+        moving: _Walker | None = None
+        for block in range(n_blocks):
+            path = self.generator.folder / f"flat-{walker:02d}{block:03d}.npz"
+            if path.exists():
+                before = self._checked(read_record(path), path, grid)
+                continue
+            begin = time.perf_counter()
+            try:
+                moving = moving or _Walker(
+                    self.generator, grid, walker, before.n_atoms_total if before else None
+                )
+                before = self._block(moving, walker, block, before, grid)
+            except openmm.OpenMMException as error:
+                raise SegmentError(
+                    f"block {block} of walker {walker} failed ({' '.join(str(error).split())}); "
+                    "the blocks before it are sound"
+                ) from None
+            write_record(path, before)
+            speed = RELEASES * (BETWEEN + LENGTH) / (time.perf_counter() - begin)
+            report(f"walker {walker}, block {block + 1} of {n_blocks}, {speed:.2f} ps/s")
+
+    def _block(
+        self, moving: _Walker, walker: int, block: int, before: Record | None, grid: Array
+    ) -> Record:
+        g, p = self.generator, self.generator.protocol
+        state = before.state_xml if before else g._prepare(_STREAM + walker).state_xml
+        moving.seed(block)
+        moving.take(state)
+        frames, heights = [], []
+        for _ in range(RELEASES):
+            moving.integrator.setFriction(Metadynamics.friction / unit.picosecond)
+            moving.step(BETWEEN, _BIASED)
+            kept = moving.context.getState(positions=True, velocities=True)
+            heights.append(moving.bias())
+            frames.append(moving.solute())
+            moving.integrator.setFriction(p.friction / unit.picosecond)
+            for _ in range(round(LENGTH / p.frame_interval)):
+                moving.step(p.frame_interval, _PLAIN)
+                frames.append(moving.solute())
+            moving.context.setState(kept)
+        positions = np.array(frames)
+        if not g._is_whole(positions):
+            raise openmm.OpenMMException("a bond of the solute broke")
+        return Record(
+            pos_nm=positions.astype(np.float32),
+            dt_ps=p.frame_interval,
+            seed=g.angles(positions[0]),
+            box_nm=float(kept.getPeriodicBoxVectors()[0][0].value_in_unit(unit.nanometer)),
+            n_atoms_total=moving.n_atoms,
+            provenance={
+                "units": {"pos_nm": "nm", "dt_ps": "ps", "box_nm": "nm", "seed": "degree"},
+                "protocol": p.as_json(g.system),
+                "pieces": RELEASES,
+                "walker": {"number": walker, "block": block, "moves_ps_before_each_piece": BETWEEN},
+                "bias_kj_mol": [round(each, 5) for each in heights],
+                "bias_sum_kj_mol": round(float(grid.sum()), 3),
+                "torsions": list(g.system.torsions),
+                "runs": [g._this_run(0)],
+            },
+            state_xml=openmm.XmlSerializer.serialize(kept),
+        )
+
+    def grid(self) -> Array:
+        """(n_bins, n_bins) kJ/mol at the torsions 0, 2 pi / n_bins, ..."""
+        try:
+            with np.load(self.bias_path, allow_pickle=False) as data:
+                grid = np.asarray(data["kj_mol"], dtype=np.float64)
+        except FileNotFoundError:
+            raise ZooError(f"{self.bias_path} does not exist: learn it first (--learn)") from None
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise StructureError(f"{self.bias_path} cannot be read as a bias: {error}") from None
+        if grid.ndim != 2 or len(set(grid.shape)) != 1 or not np.isfinite(grid).all():
+            raise StructureError(f"{self.bias_path} is not a square table of numbers")
+        return grid
+
+    def _write_bias(self, grid: Array) -> None:
+        temporary = self.bias_path.with_name(f".{BIAS}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, kj_mol=grid)
+            os.replace(temporary, self.bias_path)
+        except OSError as error:
+            raise ZooError(f"cannot write {self.bias_path}: {error.strerror or error}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _checked(self, record: Record, path: Path, grid: Array) -> Record:
+        g = self.generator
+        if record.provenance.get("protocol") != g.protocol.as_json(g.system):
+            raise SegmentError(f"{path} was made with another protocol: choose another output folder")
+        if record.provenance.get("bias_sum_kj_mol") != round(float(grid.sum()), 3):
+            raise SegmentError(f"{path} was made with another bias: choose another output folder")
+        if not record.state_xml:
+            raise SegmentError(f"{path} is a compact copy, from which a walker cannot go on")
+        return record
+
+
+class _Walker:
+    """The solvated molecule in a context whose bias can be changed and left out."""
+
+    def __init__(self, generator: Generator, grid: Array, number: int, n_atoms: int | None = None) -> None:
+        self._g, self._number = generator, number
+        self._n = len(grid)
+        self._force = openmm.CMAPTorsionForce()
+        self._force.addMap(self._n, self._flat(grid))
+        first, second = generator._torsions[:2]
+        self._force.addTorsion(0, *first, *second)
+        self._force.setForceGroup(1)
+        self.integrator = generator._integrator(1.0, 1)
+        self._seed, self._built = 1, False
+        self.n_atoms = n_atoms or 0
+
+    @staticmethod
+    def _flat(grid: Array) -> list[float]:
+        return [float(v) for v in grid.T.ravel()]  # OpenMM's first torsion runs fastest
+
+    def seed(self, block: int) -> None:
+        """Random numbers that follow from the walker and the block; take effect with `take`."""
+        self._seed = self._g.system.random_seed(_STREAM + self._number, 1, block)
+
+    def take(self, state_xml: str) -> None:
+        """Go on from a state."""
+        state = openmm.XmlSerializer.deserialize(state_xml)
+        if not self._built:
+            self.n_atoms = len(state.getPositions())
+            system = self._g.openmm_system(self._g.solvated_topology(self.n_atoms, self._g.system.box_edge))
+            system.addForce(self._force)
+            self.context = openmm.Context(system, self.integrator, self._g._platform, self._g._properties)
+            self._built = True
+        self.integrator.setRandomNumberSeed(self._seed)
+        self.context.reinitialize()
+        self.context.setState(state)
+
+    def step(self, time_ps: float, groups: set[int]) -> None:
+        self.integrator.setIntegrationForceGroups(groups)
+        self.integrator.step(round(1000 * time_ps / self._g.protocol.timestep))
+
+    def solute(self) -> Array:
+        """(n_solute, 3) nm."""
+        return _positions(self.context.getState(positions=True))[: self._g._n_solute]
+
+    def bias(self) -> float:
+        """kJ/mol, here."""
+        energy = self.context.getState(energy=True, groups={1}).getPotentialEnergy()
+        return float(energy.value_in_unit(unit.kilojoule_per_mole))
+
+    def set_grid(self, grid: Array) -> None:
+        self._force.setMapParameters(0, self._n, self._flat(grid))
+        self._force.updateParametersInContext(self.context)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Learn the bias, or make blocks of a walker; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reference_md.flattened",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("system", choices=sorted(SYSTEMS), help="the molecule: %(choices)s", metavar="SYSTEM")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="made if missing")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--learn", type=float, metavar="PS", help="learn the bias by so much MD")
+    what.add_argument("--walker", type=int, metavar="W", help="make blocks of walker W, 0 to 98")
+    parser.add_argument("--blocks", type=int, default=50, metavar="N", help="of the walker (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU platform (%(default)s)")
+    parser.add_argument("--platform", choices=("auto", "CPU", "CUDA"), default="auto", help="(%(default)s)")
+    args = parser.parse_args(arguments)
+    if len(SYSTEMS[args.system].torsions) < 2:
+        parser.error(f"{args.system} has fewer than two torsions")
+    if args.learn is not None and not 1 <= args.learn < 1e6:
+        parser.error("--learn must be at least 1 ps")
+    if args.walker is not None and not 0 <= args.walker <= 98:
+        parser.error("--walker must be 0 to 98")
+    if not 1 <= args.blocks <= 1000:
+        parser.error("--blocks must be 1 to 1000")
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    try:
+        flattened = Flattened(Generator(SYSTEMS[args.system], args.output, args.platform, args.threads))
+        if args.learn is not None:
+            flattened.learn(args.learn, report=say)
+        else:
+            flattened.run(args.walker, args.blocks, say)
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command makes what is missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
