@@ -3,37 +3,42 @@
     python -m training.reference_md.flattened alanine-dipeptide -o build/ala2-flat --learn 1200
     python -m training.reference_md.flattened alanine-dipeptide -o build/ala2-flat --walker 0 --blocks 50
 
-Over a barrier that is crossed once in a hundred nanoseconds plain MD says nothing.  So a bias V on the first
-two torsions is learned once, by well-tempered metadynamics (Barducci, Bussi and Parrinello, Phys. Rev. Lett.
-100, 020603, 2008), and kept fixed from then on.  A walker that moves on U + V crosses every barrier many times
-in a nanosecond.  From time to time it is cloned: the clone moves without the bias for a few picoseconds and is
-written down, the walker goes on from where it was.
+Over a barrier that is crossed once in a hundred nanoseconds plain MD says nothing.  So a bias V on the
+first two torsions is learned once, by well-tempered metadynamics (Barducci, Bussi and Parrinello, Phys.
+Rev. Lett. 100, 020603, 2008), and kept fixed from then on.  A walker that moves on U + V crosses every
+barrier many times in a nanosecond.  From time to time it is cloned: the clone moves without the bias for
+a few picoseconds and is written down, the walker goes on from where it was.
 
-What the clones start from has the density exp(-(U + V) / kT).  Counted with the weight exp(V / kT) of its first
-frame, a clone is a fair piece of equilibrium MD, at every later time as well, for MD keeps its equilibrium.  So
-populations and the transitions between any two regions follow without any assumption on the bias, which decides
-only how sure they are (`training.benchmarks.kinetics.released`).  The clones are also pieces of plain MD
-that start everywhere, and propagators may learn from them.
+A clone starts from any place with about equal chance, yet it is plain MD: water and velocities are those
+of equilibrium given the torsions, which are all that the bias sees.  So transitions between small regions
+follow from the clones, and from these equilibrium and rates, over barriers too, by a Markov model
+(`training.benchmarks.kinetics.microstates`); and propagators may learn from them.
 
-FOLDER/bias.npz is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` clones one after the
-other, with the state from which the next block goes on.  After a kill the same command makes what is missing.
+FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` clones one after
+the other, with the state from which the next block goes on.  After a kill the same command makes what is
+missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from training.reference_md.segments import Record, read_record, write_record
+from training.reference_md.segments import (
+    BIAS,
+    Record,
+    read_record,
+    write_record,
+)
 from training.reference_md.simulation import GAS_CONSTANT, Generator, SegmentError, _positions
 from training.reference_md.systems import SYSTEMS
 from zoo.errors import MissingExtraError, StructureError, ZooError
@@ -46,7 +51,6 @@ except ImportError as error:
 
 Array = npt.NDArray[np.float64]
 
-BIAS = "bias.npz"
 #: Clones of a block; time for which the walker moves before each, and which each is long, ps.
 RELEASES, BETWEEN, LENGTH = 20, 3.0, 6.0
 #: Walkers are numbered apart from segments and shots, whose random numbers they must not share.
@@ -57,7 +61,13 @@ _PLAIN, _BIASED = {0}, {0, 1}
 
 @dataclass(frozen=True)
 class Metadynamics:
-    """How the bias is learned: heights in kJ/mol, widths in radians, times in ps."""
+    """How the bias is learned: heights in kJ/mol, widths in radians, times in ps.
+
+    ``depth``: nowhere is it lower than its maximum less this, kJ/mol, so that walkers do not spend their
+    time on barriers over which nothing ever goes.  ``ridge``: where (degrees) a barrier of the first torsion
+    is, how wide (degrees), and by how much (kJ/mol) the bias is lower still on it, for what happens on a
+    barrier decides the rates, and it is a small part of the surface.
+    """
 
     n_bins: int = 36
     height: float = 1.5
@@ -65,6 +75,15 @@ class Metadynamics:
     stride: float = 0.4
     factor: float = 10.0
     friction: float = 1.0
+    depth: float = 26.0
+    ridge: tuple[float, float, float] = (0.0, 25.0, 8.0)
+
+    def shaped(self, grid: Array) -> Array:
+        """The bias that walkers use, from what was learned."""
+        center, width, height = self.ridge
+        away = (360.0 * np.arange(len(grid)) / len(grid) - center + 180.0) % 360.0 - 180.0
+        ridge = height * np.exp(-0.5 * (away / width) ** 2)
+        return np.asarray(np.maximum(grid, grid.max() - self.depth) - ridge[:, None])
 
 
 @dataclass
@@ -116,7 +135,7 @@ class Flattened:
                 speed = (k + 1) * how.stride / (time.perf_counter() - begin)
                 report(f"{(k + 1) * how.stride:.0f} of {length:.0f} ps, hills of {height:.2f} kJ/mol, "
                        f"{grid.max():.1f} kJ/mol deep, {speed:.2f} ps/s")  # fmt: skip
-        self._write_bias(grid)
+        self._write_bias(how.shaped(grid), how, length)
 
     def run(self, walker: int, n_blocks: int, report: Callable[[str], None] = lambda text: None) -> None:
         """Make the missing ones of the first ``n_blocks`` blocks of a walker.
@@ -149,9 +168,7 @@ class Flattened:
             speed = RELEASES * (BETWEEN + LENGTH) / (time.perf_counter() - begin)
             report(f"walker {walker}, block {block + 1} of {n_blocks}, {speed:.2f} ps/s")
 
-    def _block(
-        self, moving: _Walker, walker: int, block: int, before: Record | None, grid: Array
-    ) -> Record:
+    def _block(self, moving: _Walker, walker: int, block: int, before: Record | None, grid: Array) -> Record:
         g, p = self.generator, self.generator.protocol
         state = before.state_xml if before else g._prepare(_STREAM + walker).state_xml
         moving.seed(block)
@@ -193,21 +210,26 @@ class Flattened:
     def grid(self) -> Array:
         """(n_bins, n_bins) kJ/mol at the torsions 0, 2 pi / n_bins, ..."""
         try:
-            with np.load(self.bias_path, allow_pickle=False) as data:
-                grid = np.asarray(data["kj_mol"], dtype=np.float64)
+            grid = np.array(json.loads(self.bias_path.read_text())["kj_mol"], dtype=np.float64)
         except FileNotFoundError:
             raise ZooError(f"{self.bias_path} does not exist: learn it first (--learn)") from None
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StructureError(f"{self.bias_path} cannot be read as a bias: {error}") from None
         if grid.ndim != 2 or len(set(grid.shape)) != 1 or not np.isfinite(grid).all():
             raise StructureError(f"{self.bias_path} is not a square table of numbers")
         return grid
 
-    def _write_bias(self, grid: Array) -> None:
+    def _write_bias(self, grid: Array, how: Metadynamics, length: float) -> None:
         temporary = self.bias_path.with_name(f".{BIAS}.{os.getpid()}.tmp")
+        text = json.dumps(
+            {
+                "torsions": list(self.generator.system.torsions),
+                "metadynamics": {**asdict(how), "length_ps": length},
+                "kj_mol": grid.round(6).tolist(),
+            }
+        )
         try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, kj_mol=grid)
+            temporary.write_text(text + "\n")
             os.replace(temporary, self.bias_path)
         except OSError as error:
             raise ZooError(f"cannot write {self.bias_path}: {error.strerror or error}") from None

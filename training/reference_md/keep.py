@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.reference_md.segments import TOPOLOGY, read_record, write_record
+from training.reference_md.segments import BIAS, TOPOLOGY, read_record, write_record
 from zoo.analysis.packed_positions import GRAIN
 from zoo.errors import StructureError, ZooError
 
@@ -34,8 +34,9 @@ def keep(folder: Path, output: Path) -> int:
         raise StructureError(f"{folder} has no *.npz in it: give the output folder of training.reference_md")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if (folder / TOPOLOGY).exists() and not (output / TOPOLOGY).exists():
-            shutil.copyfile(folder / TOPOLOGY, output / TOPOLOGY)
+        for name in (TOPOLOGY, BIAS):
+            if (folder / name).exists() and not (output / name).exists():
+                shutil.copyfile(folder / name, output / name)
     except OSError as error:
         raise ZooError(f"cannot write to {output}: {error.strerror or error}") from None
     written = 0

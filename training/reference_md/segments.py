@@ -23,6 +23,7 @@ from zoo.errors import StructureError, ZooError
 NM = 10.0  # Å in one nanometre
 FRAME_INTERVAL = 0.2  # ps
 TOPOLOGY = "topology.pdb"
+BIAS = "bias.json"  # of walkers on a flattened surface, see `flattened`
 MAX_FILE_SIZE = 4 << 30  # of the uncompressed arrays: far beyond any segment, and it still fits into memory
 
 
@@ -31,7 +32,7 @@ class Segment:
     """One uninterrupted piece of MD of a solute.
 
     Attributes:
-        name: the file's name without its ending.
+        name: the file's name without its ending; all pieces of a file of `flattened` bear it.
         positions: (n_frames, n_atoms, 3) float32, Å, the molecule whole and never wrapped.
         dt: time between frames, ps.
         seed: the torsion angles (degrees) at which the segment was built.
@@ -77,13 +78,24 @@ def read_segments(folder: str | os.PathLike[str]) -> list[Segment]:
     for path in paths:
         record = read_record(path)
         positions = record.pos_nm * np.float32(NM)
-        segments.append(Segment(path.stem, positions, record.dt_ps, record.seed, path))
+        for part in np.split(positions, _n_pieces(record, path)):
+            segments.append(Segment(path.stem, part, record.dt_ps, record.seed, path))
         n_first, n_atoms = segments[0].positions.shape[1], positions.shape[1]
         if n_atoms != n_first:
             raise StructureError(
                 f"{path} has {n_atoms} atoms, {paths[0].name} has {n_first}: one molecule per folder"
             )
     return segments
+
+
+def _n_pieces(record: Record, path: Path) -> int:
+    """How many pieces of MD, which do not go on into each other, a file holds."""
+    n = record.provenance.get("pieces", 1)
+    if not isinstance(n, int) or n < 1 or len(record.pos_nm) % n:
+        raise StructureError(
+            f"{path} says that its {len(record.pos_nm)} frames are {n} pieces: it is damaged"
+        )
+    return n
 
 
 def read_record(path: Path) -> Record:
