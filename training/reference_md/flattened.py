@@ -6,15 +6,17 @@
 Over a barrier that is crossed once in a hundred nanoseconds plain MD says nothing.  So a bias V on the
 first two torsions is learned once, by well-tempered metadynamics (Barducci, Bussi and Parrinello, Phys.
 Rev. Lett. 100, 020603, 2008), and kept fixed from then on.  A walker that moves on U + V crosses every
-barrier many times in a nanosecond.  From time to time it is cloned: the clone moves without the bias for
-a few picoseconds and is written down, the walker goes on from where it was.
+barrier many times in a nanosecond.  From time to time it is cloned: two clones move without the bias for
+a few picoseconds and are written down, the second with all velocities reversed, and the walker goes on
+from where it was.
 
 A clone starts from any place with about equal chance, yet it is plain MD: water and velocities are those
-of equilibrium given the torsions, which are all that the bias sees.  So transitions between small regions
-follow from the clones, and from these equilibrium and rates, over barriers too, by a Markov model
-(`training.benchmarks.kinetics.microstates`); and propagators may learn from them.
+of equilibrium given the torsions, which are all that the bias sees.  Propagators may learn from clones.
+The two of a pair, the second one read backwards, are one piece of equilibrium MD through their common
+first frame, and counted with the weight exp(V / kT) of that frame they tell populations and rates without
+any assumption on the bias, which decides only how sure they are (`training.benchmarks.barriers`).
 
-FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` clones one after
+FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` pairs one after
 the other, with the state from which the next block goes on.  After a kill the same command makes what is
 missing.
 """
@@ -33,15 +35,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from training.reference_md.releases import read_bias
 from training.reference_md.segments import (
     BIAS,
+    GAS_CONSTANT,
     Record,
     read_record,
     write_record,
 )
-from training.reference_md.simulation import GAS_CONSTANT, Generator, SegmentError, _positions
+from training.reference_md.simulation import Generator, SegmentError, _positions
 from training.reference_md.systems import SYSTEMS
-from zoo.errors import MissingExtraError, StructureError, ZooError
+from zoo.errors import MissingExtraError, ZooError
 
 try:
     import openmm  # type: ignore[import-untyped, unused-ignore]
@@ -51,8 +55,9 @@ except ImportError as error:
 
 Array = npt.NDArray[np.float64]
 
-#: Clones of a block; time for which the walker moves before each, and which each is long, ps.
-RELEASES, BETWEEN, LENGTH = 20, 3.0, 6.0
+#: Releases of a block, a pair of clones each; time for which the walker moves before each, and which each
+#: clone is long, ps.
+RELEASES, BETWEEN, LENGTH = 20, 3.0, 3.0
 #: Walkers are numbered apart from segments and shots, whose random numbers they must not share.
 _STREAM = 2_000_000
 #: The bias is a force of its own group, which a clone does without.
@@ -142,10 +147,10 @@ class Flattened:
 
         Raises:
             SegmentError: the molecule became unstable, or a block is of another protocol or bias.
-            zoo.StructureError: a block is damaged.
-            zoo.ZooError: there is no bias, or a file cannot be written.
+            zoo.StructureError: there is no bias, or a block is damaged.
+            zoo.ZooError: a file cannot be written.
         """
-        grid = self.grid()
+        grid = read_bias(self.generator.folder)
         before: Record | None = None
         moving: _Walker | None = None
         for block in range(n_blocks):
@@ -165,7 +170,7 @@ class Flattened:
                     "the blocks before it are sound"
                 ) from None
             write_record(path, before)
-            speed = RELEASES * (BETWEEN + LENGTH) / (time.perf_counter() - begin)
+            speed = RELEASES * (BETWEEN + 2 * LENGTH) / (time.perf_counter() - begin)
             report(f"walker {walker}, block {block + 1} of {n_blocks}, {speed:.2f} ps/s")
 
     def _block(self, moving: _Walker, walker: int, block: int, before: Record | None, grid: Array) -> Record:
@@ -179,11 +184,14 @@ class Flattened:
             moving.step(BETWEEN, _BIASED)
             kept = moving.context.getState(positions=True, velocities=True)
             heights.append(moving.bias())
-            frames.append(moving.solute())
             moving.integrator.setFriction(p.friction / unit.picosecond)
-            for _ in range(round(LENGTH / p.frame_interval)):
-                moving.step(p.frame_interval, _PLAIN)
+            for sign in (1.0, -1.0):
+                moving.context.setState(kept)
+                moving.context.setVelocities(sign * kept.getVelocities(asNumpy=True))
                 frames.append(moving.solute())
+                for _ in range(round(LENGTH / p.frame_interval)):
+                    moving.step(p.frame_interval, _PLAIN)
+                    frames.append(moving.solute())
             moving.context.setState(kept)
         positions = np.array(frames)
         if not g._is_whole(positions):
@@ -197,8 +205,9 @@ class Flattened:
             provenance={
                 "units": {"pos_nm": "nm", "dt_ps": "ps", "box_nm": "nm", "seed": "degree"},
                 "protocol": p.as_json(g.system),
-                "pieces": RELEASES,
-                "walker": {"number": walker, "block": block, "moves_ps_before_each_piece": BETWEEN},
+                "pieces": 2 * RELEASES,
+                "pairs": "each second piece starts with the velocities of the one before it reversed",
+                "walker": {"number": walker, "block": block, "moves_ps_before_each_pair": BETWEEN},
                 "bias_kj_mol": [round(each, 5) for each in heights],
                 "bias_sum_kj_mol": round(float(grid.sum()), 3),
                 "torsions": list(g.system.torsions),
@@ -206,18 +215,6 @@ class Flattened:
             },
             state_xml=openmm.XmlSerializer.serialize(kept),
         )
-
-    def grid(self) -> Array:
-        """(n_bins, n_bins) kJ/mol at the torsions 0, 2 pi / n_bins, ..."""
-        try:
-            grid = np.array(json.loads(self.bias_path.read_text())["kj_mol"], dtype=np.float64)
-        except FileNotFoundError:
-            raise ZooError(f"{self.bias_path} does not exist: learn it first (--learn)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StructureError(f"{self.bias_path} cannot be read as a bias: {error}") from None
-        if grid.ndim != 2 or len(set(grid.shape)) != 1 or not np.isfinite(grid).all():
-            raise StructureError(f"{self.bias_path} is not a square table of numbers")
-        return grid
 
     def _write_bias(self, grid: Array, how: Metadynamics, length: float) -> None:
         temporary = self.bias_path.with_name(f".{BIAS}.{os.getpid()}.tmp")

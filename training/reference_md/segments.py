@@ -21,6 +21,7 @@ from zoo.analysis.packed_positions import packed, unpacked
 from zoo.errors import StructureError, ZooError
 
 NM = 10.0  # Å in one nanometre
+GAS_CONSTANT = 0.008314462618  # kJ/mol/K
 FRAME_INTERVAL = 0.2  # ps
 TOPOLOGY = "topology.pdb"
 BIAS = "bias.json"  # of walkers on a flattened surface, see `flattened`

@@ -27,6 +27,7 @@ import zoo
 from training.reference_md.mixing import mix_geometrically
 from training.reference_md.segments import (
     FRAME_INTERVAL,
+    GAS_CONSTANT,
     TOPOLOGY,
     Record,
     read_record,
@@ -44,8 +45,6 @@ except ImportError as error:
     raise MissingExtraError(f"reference MD needs OpenMM ({error}): pip install 'openmm>=8.2'") from None
 
 Array = npt.NDArray[np.float64]
-
-GAS_CONSTANT = 0.008314462618  # kJ/mol/K
 
 
 class SegmentError(ZooError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import re
 import sys
@@ -42,7 +43,8 @@ from zoo.score_dynamics import (
 if TYPE_CHECKING:
     from training.score_dynamics.families import PackedFamily
 
-_SHOT = re.compile(r"(shot-\d{3})\d{2}")
+#: Series of many: shots (`reference_md.shots`), blocks of a walker (`reference_md.flattened`).
+_SERIES = re.compile(r"(?P<shot>shot-\d{3})\d{2}|(?P<block>flat-\d{2})\d{3}")
 
 #: Å; the standard deviation of a bond that vibrates is ten times this, of a constraint in a file a tenth.
 RIGID = 2e-3
@@ -72,27 +74,30 @@ class Recipe:
 def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> dict[str, list[Segment]]:
     """Whole segments for training, for validation, and held out, by the names of their files.
 
+    In names * and ? match anything, so ``flat-01*`` is all of walker 1.
+
     Raises
     ------
     ZooError : a segment is missing or asked for twice, or none is left for training or validation.
     """
     segments = [s for folder in folders for s in read_segments(folder)]
     names = {s.name for s in segments}
-    missing = sorted({*hold_out, *validation} - names)
+    missing = sorted(p for p in {*hold_out, *validation} if not fnmatch.filter(names, p))
     if missing:
-        raise ZooError(f"no segment {', '.join(missing)}; there are {', '.join(sorted(names))}")
-    twice = sorted(set(hold_out) & set(validation))
+        raise ZooError(f"no segment {', '.join(missing)}; there are {', '.join(shortened(sorted(names)))}")
+    away, checked = ({n for p in each for n in fnmatch.filter(names, p)} for each in (hold_out, validation))
+    twice = sorted(away & checked)
     if twice:
         raise ZooError(f"{', '.join(twice)} is asked for both as held out and for validation")
     if not validation:
         raise ZooError("no segment for validation: --validation NAME...")
-    kept = [s for s in segments if s.name not in {*hold_out, *validation}]
+    kept = [s for s in segments if s.name not in away | checked]
     if not kept:
         raise ZooError("all segments are held out or for validation, none is left to train on")
     return {
         "training": kept,
-        "validation": [s for s in segments if s.name in validation],
-        "held_out": [s for s in segments if s.name in hold_out],
+        "validation": [s for s in segments if s.name in checked],
+        "held_out": [s for s in segments if s.name in away],
     }
 
 
@@ -119,7 +124,7 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         training=training,
         validation=transitions(parts["validation"], mol.sites, recipe.lag_time),
         noise=recipe.noise,
-        segments={part: [s.name for s in segments] for part, segments in parts.items()},
+        segments={part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
     )
 
 
@@ -170,11 +175,13 @@ def earlier(start_from: Path | None) -> list[dict[str, Any]]:
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Names of segments; of shots, which are many, only how many there are in each series."""
-    shots = Counter(match[1] for name in names if (match := _SHOT.fullmatch(name)))
+    """Names of segments; of shots and blocks, which are many, only how many there are in each series."""
+    found = [(name, _SERIES.fullmatch(name)) for name in names]
+    shots, blocks = (Counter(m[kind] for _, m in found if m and m[kind]) for kind in ("shot", "block"))
     return [
-        *(name for name in names if not _SHOT.fullmatch(name)),
+        *(name for name, match in found if not match),
         *(f"{series}??: {n} shots" for series, n in sorted(shots.items())),
+        *(f"{walker}???: {n} blocks" for walker, n in sorted(blocks.items())),
     ]
 
 

@@ -1,0 +1,280 @@
+"""Rates over a barrier from released paths: against an exact chain, and what is recorded and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import zoo
+from training.benchmarks.barriers.__main__ import main, recorded_rollout, rows
+from training.benchmarks.barriers.crossings import Paths, crossings, estimates, numbered
+from training.metrics import record
+from training.reference_md import read_segments
+from training.reference_md.releases import Bias, read_bias, read_releases
+from training.reference_md.segments import BIAS, Record, write_record
+from zoo.analysis.basins import Basins, alanine_basins
+from zoo.analysis.bootstrap import Estimate
+from zoo.errors import StructureError, ZooError
+
+Array = npt.NDArray[np.float64]
+CG = Path(zoo.__file__).parent / "checkpoints" / "sd-alanine-dipeptide-cg"
+
+N = 72  # states of the chain, 5 degrees of phi each
+PHI = 5.0 * np.arange(N)
+PSI = 20.0
+ENERGY = 6.0 + 5.0 * np.cos(np.radians(2 * (PHI - 15.0))) - 1.2 * np.cos(np.radians(PHI + 75.0))
+#: Of V, in kT: flattens all of it but a slope that is there to be corrected for.
+SLOPED = -0.9 * ENERGY + 0.5 * np.sin(np.radians(PHI))
+
+
+def chain() -> tuple[Array, Array]:
+    """Equilibrium and transition matrix of Metropolis moves to the neighbours around phi."""
+    pi = np.exp(-ENERGY) / np.exp(-ENERGY).sum()
+    t = np.zeros((N, N))
+    for i in range(N):
+        for j in ((i + 1) % N, (i - 1) % N):
+            t[i, j] = 0.45 * min(1.0, pi[j] / pi[i])
+    return pi, t + np.diag(1 - t.sum(1))
+
+
+def angles_of(states: npt.NDArray[np.int64]) -> Array:
+    phi = (PHI[states] + 180.0) % 360.0 - 180.0
+    return np.stack([phi, np.full(states.shape, PSI)], -1)
+
+
+def exact_rate() -> tuple[float, float]:
+    """Transitions per step from the core of phi < 0 to that of phi > 0, and the population of phi < 0."""
+    pi, t = chain()
+    basins = alanine_basins()
+    at = angles_of(np.arange(N))
+    core, region = basins.grouped(basins.cores(at)), basins.grouped(basins.regions(at))
+    between = core < 0
+    q = (core == 1).astype(float)
+    q[between] = np.linalg.solve(
+        np.eye(between.sum()) - t[np.ix_(between, between)], t[between][:, core == 1].sum(1)
+    )
+    return float((pi[:, None] * t)[core == 0].sum(0) @ q), float(pi[region == 0].sum())
+
+
+def released(n: int, n_blocks: int = 40, seed: int = 0, length: int = 400) -> Paths:
+    """Releases of a walker that is in equilibrium on the biased chain."""
+    rng = np.random.default_rng(seed)
+    density = np.exp(-ENERGY - SLOPED)
+    start = rng.choice(N, n, p=density / density.sum())
+    _, t = chain()
+    cumulative = t.cumsum(1)
+    halves = []
+    for _ in range(2):
+        states, x = [start], start
+        for _ in range(length):
+            x = np.minimum((cumulative[x] < rng.random(n)[:, None]).sum(1), N - 1)
+            states.append(x)
+        halves.append(np.stack(states, 1))
+    path = np.concatenate([halves[1][:, :0:-1], halves[0]], 1)
+    return Paths(angles_of(path), SLOPED[start], np.arange(n) * n_blocks // n, 1.0)
+
+
+def bias() -> Bias:
+    """On twice the grid in both directions: only its interpolation is linear, not V."""
+    return Bias(np.repeat(SLOPED[:, None], N, 1))
+
+
+def test_rates_and_populations_are_those_of_the_exact_chain() -> None:
+    rate, left = exact_rate()
+    # a run as long as all the paths together would see a few tens of transitions
+    assert 1 / rate > 10**4
+    found, crossing = estimates(released(6000, length=250), bias(), alanine_basins(), n_resamples=400)
+    assert crossing.events > 100
+    assert found["group population", "phi < 0"].value == pytest.approx(left, rel=0.03)
+    over = found["group mfpt", "phi < 0 → phi > 0"]
+    back = found["group mfpt", "phi > 0 → phi < 0"]
+    assert over.value == pytest.approx(left / rate, rel=0.15)
+    assert back.value == pytest.approx((1 - left) / rate, rel=0.15)
+    assert over.low is not None and over.high is not None
+    assert over.low < left / rate < over.high < 1.6 * over.low
+    assert over.events == crossing.events
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    rate, left = exact_rate()
+    inside = 0
+    for seed in range(30):
+        paths = released(600, 20, seed, length=250)
+        found, _ = estimates(paths, bias(), alanine_basins(), n_resamples=200, seed=seed)
+        inside += bool(found["group mfpt", "phi < 0 → phi > 0"].contains(left / rate))
+    assert inside >= 25
+
+
+def test_a_transition_is_shared_among_the_frames_of_its_path() -> None:
+    flat = Bias(np.zeros((4, 4)))
+    groups = np.array([[0, -1, -1, -1, 1], [0, -1, -1, -1, 0], [0, 0, 0, -1, 1], [-1, -1, -1, -1, 1]])
+    paths = Paths(np.zeros((4, 5, 2)), np.zeros(4), np.zeros(4, dtype=np.int64), 0.2)
+    found = crossings(paths, flat, groups)
+    np.testing.assert_allclose(found.share, [1 / 3, 0, 0, 0])
+    assert (found.events, found.unresolved) == (1, 1)
+
+
+def test_the_bias_is_linear_between_its_points_and_goes_around() -> None:
+    grid = np.arange(16.0).reshape(4, 4)
+    at = Bias(grid).at(np.array([[0.0, 0.0], [90.0, 180.0], [-90.0, 45.0], [315.0, 0.0], [45.0, 45.0]]))
+    np.testing.assert_allclose(at, [0.0, 6.0, 12.5, 6.0, 2.5])
+
+
+def test_few_blocks_and_no_crossing_are_told() -> None:
+    paths = released(60, 3, length=10)
+    found, crossing = estimates(paths, bias(), alanine_basins(), n_resamples=100)
+    assert found["population", "alpha-R"].low is None
+    still = Paths(paths.angles[:, 10:11], paths.bias, paths.blocks, 1.0)
+    found, crossing = estimates(still, bias(), alanine_basins(), n_resamples=100)
+    assert crossing.events == 0 and crossing.unresolved > 0
+    assert found["group mfpt", "phi < 0 → phi > 0"].value is None
+    assert found["group mfpt", "phi < 0 → phi > 0"].note == "no events"
+
+
+def test_paths_without_a_middle_and_basins_without_two_groups_are_refused() -> None:
+    paths = released(10, 2, length=2)
+    with pytest.raises(StructureError, match="none in the middle"):
+        crossings(paths, bias(), np.zeros((10, 4), dtype=np.int64))
+    with pytest.raises(StructureError, match="two groups"):
+        estimates(paths, bias(), Basins(alanine_basins().basins))
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def block(n_pairs: int = 3, n_frames: int = 4, **more: object) -> Record:
+    """Pairs of pieces in which the x of the first atom counts the frames of the file."""
+    x = np.zeros((2 * n_pairs * n_frames, 22, 3), dtype=np.float32)
+    x[:, 0, 0] = 0.1 * np.arange(len(x))
+    provenance = {
+        "protocol": {"production": {"temperature_k": 300.0}},
+        "pieces": 2 * n_pairs,
+        "pairs": "reversed",
+        "bias_kj_mol": [2.494 * k for k in range(n_pairs)],
+        **more,
+    }
+    return Record(x, 0.2, (0.0, 0.0), 2.1, 800, provenance)
+
+
+def test_a_pair_is_read_as_one_path_and_as_two_segments(tmp_path: Path) -> None:
+    write_record(tmp_path / "flat-00000.npz", block())
+    releases = read_releases(tmp_path)
+    assert [each.positions[:, 0, 0].round().astype(int).tolist() for each in releases] == [
+        [7, 6, 5, 0, 1, 2, 3],
+        [15, 14, 13, 8, 9, 10, 11],
+        [23, 22, 21, 16, 17, 18, 19],
+    ]
+    np.testing.assert_allclose([each.bias for each in releases], [0, 1, 2], rtol=1e-3)
+    segments = read_segments(tmp_path)
+    assert [len(each.positions) for each in segments] == [4] * 6
+    assert {each.name for each in segments} == {"flat-00000"}
+    assert segments[3].positions[:, 0, 0].round().astype(int).tolist() == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bias_kj_mol": [0.0]}, {"bias_kj_mol": [0.0, float("nan"), 1.0]}, {"bias_kj_mol": "none"},
+     {"protocol": {}}, {"pieces": 5}],
+)  # fmt: skip
+def test_blocks_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    write_record(tmp_path / "flat-00000.npz", block(**wrong))
+    with pytest.raises(StructureError, match=r"flat-00000.npz is no block of flattened MD"):
+        read_releases(tmp_path)
+
+
+@pytest.mark.parametrize("pieces", [5, 0, -2, "six", 1.5])
+def test_pieces_that_do_not_fit_the_frames_are_refused(tmp_path: Path, pieces: object) -> None:
+    write_record(tmp_path / "flat-00000.npz", block(pieces=pieces))
+    with pytest.raises(StructureError, match="it is damaged"):
+        read_segments(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"kj_mol": [1, 2]}', '{"kj_mol": [[NaN]]}', '{"kj_mol": [[1, 2]]}']
+)
+def test_a_bias_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(StructureError, match="learn the bias first"):
+        read_bias(tmp_path)
+    (tmp_path / BIAS).write_text(text)
+    with pytest.raises(StructureError, match=r"bias\.json"):
+        read_bias(tmp_path)
+
+
+# --- the benchmark ------------------------------------------------------------------------------------
+
+
+def test_rows_compare_with_the_long_rollout() -> None:
+    md = {
+        ("group mfpt", "phi > 0 → phi < 0"): Estimate(3000.0, 2000.0, 5000.0, 40),
+        ("population", "alpha-L"): Estimate(0.01, 0.005, 0.02, 40),
+        ("population", "C7ax"): Estimate(0.01, 0.005, 0.02, 40),
+    }
+    rollout = {
+        ("group mfpt", "phi > 0 → phi < 0"): {"rollout": 9000.0, "rollout_interval": "7e3 to 1e4"},
+        ("markov population", "alpha-L"): {"rollout": 0.015, "rollout_interval": "0.01 to 0.02"},
+    }
+    slow, inside, unknown = rows(md, rollout)
+    assert (slow["ratio"], slow["inside"], slow["verdict"], slow["unit"]) == (3.0, False, "× 3.00", "ps")
+    assert (inside["verdict"], inside["md_interval"], inside["unit"]) == ("inside", "0.005 to 0.02", "")
+    assert (unknown["rollout"], unknown["ratio"], unknown["verdict"]) == (None, None, "–")
+
+
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CG, folder)
+    return folder
+
+
+def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint(tmp_path)
+    row = {"kind": "group population", "name": "alpha-R within phi < 0", "rollout": 1.0}
+    record(folder, "kinetics", [row], command="x", seed=0)
+    from training.reference_md.segments import NM
+    from zoo.molecules.start import load_start
+    from zoo.score_dynamics import ScoreDynamics
+
+    model = ScoreDynamics.from_pretrained(str(folder))
+    x = load_start(Path(zoo.__file__).parent / "data" / "alanine-dipeptide.pdb", model.molecule)
+    for k in range(6):
+        one = block()
+        one.pos_nm[:, list(model.molecule.sites)] = x / NM
+        write_record(tmp_path / f"flat-00{k:03d}.npz", one)
+    (tmp_path / BIAS).write_text(json.dumps({"kj_mol": np.zeros((4, 4)).tolist()}))
+    assert main([str(folder), "--releases", str(tmp_path), "--blocks", "flat-00*", "--record"]) == 0
+    section = json.loads((folder / "metrics.json").read_text())["sections"]["barriers"]
+    assert (section["releases"], section["blocks"], section["on_transition_paths"]) == (18, 6, 0)
+    assert section["released_ns"] == pytest.approx(18 * 2 * 3 * 0.2 / 1000)
+    assert "--blocks 'flat-00*'" in section["command"]
+    found = {(each["kind"], each["name"]): each for each in section["results"]}
+    assert found["group population", "alpha-R within phi < 0"]["rollout"] == 1.0
+    assert found["population", "alpha-R"]["md"] == pytest.approx(1.0)
+    assert found["population", "alpha-L"]["md_interval"] == "no events"
+    assert "18 releases in 6 blocks" in capsys.readouterr().out
+
+
+def test_figures_of_other_weights_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path)
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["sections"]["kinetics"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(ZooError, match="of other weights"):
+        recorded_rollout(folder)
+    del metrics["sections"]["kinetics"]
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(ZooError, match="no figures of a long rollout"):
+        recorded_rollout(folder)
+    assert main([str(folder), "--releases", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_blocks_are_numbered_by_name() -> None:
+    assert numbered(["b", "a", "b"]).tolist() == [1, 0, 1]

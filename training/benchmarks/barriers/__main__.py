@@ -1,0 +1,161 @@
+"""Populations and rates over a barrier that MD hardly crosses: MD beside a propagator's long rollout.
+
+    python -m training.benchmarks.barriers build/sd-alanine-dipeptide --releases flat
+    python -m training.benchmarks.barriers FOLDER --releases flat --blocks 'flat-01*' --record
+
+Tens of nanoseconds of MD hold one or two crossings of a high barrier, which is no reference for the rates
+of a propagator.  Here the reference is what walkers on a flattened surface released
+(`training.reference_md.flattened`): how populations and mean first-passage times follow is in `crossings`.
+The propagator's figures are those of its long rollout, as `training.benchmarks.kinetics` recorded them for
+the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.benchmarks.barriers.crossings import Key, Paths, estimates, numbered
+from training.benchmarks.kinetics.__main__ import interval
+from training.metrics import record
+from training.reference_md.releases import Bias, read_releases
+from zoo.analysis.basins import alanine_basins
+from zoo.analysis.bootstrap import Estimate
+from zoo.analysis.dihedrals import choose_dihedrals
+from zoo.analysis.kinetics import torsions
+from zoo.checkpoint import read_config, read_metrics
+from zoo.errors import ZooError
+from zoo.score_dynamics import ScoreDynamics
+
+#: What the long rollout calls the same figure.
+_OF_ROLLOUT = {"population": "markov population"}
+
+
+def rows(md: Mapping[Key, Estimate], rollout: Mapping[Key, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One flat row per figure of the MD, with that of the rollout."""
+    result = []
+    for (kind, name), each in md.items():
+        other = rollout.get((_OF_ROLLOUT.get(kind, kind), name), {})
+        value = other.get("rollout")
+        ratio = value / each.value if value is not None and each.value else None
+        inside = each.contains(value)
+        result.append(
+            {
+                "kind": kind,
+                "name": name,
+                "unit": "ps" if "mfpt" in kind else "",
+                "md": each.value,
+                "md_low": each.low,
+                "md_high": each.high,
+                "md_interval": interval(each.low, each.high, each.note),
+                "md_events": each.events,
+                "rollout": value,
+                "rollout_interval": other.get("rollout_interval", "–"),
+                "ratio": ratio,
+                "inside": inside,
+                "verdict": "inside" if inside else "–" if ratio is None else f"× {ratio:.2f}",
+            }
+        )
+    return result
+
+
+def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
+    """Rows of the long rollout in the metrics of a checkpoint; a population is that of its Markov model.
+
+    Raises
+    ------
+    ZooError : there are none, or they are of other weights.
+    """
+    sections = read_metrics(folder).get("sections", {})
+    if "kinetics" not in sections:
+        raise ZooError(
+            f"{folder} has no figures of a long rollout: run training.benchmarks.kinetics --record"
+        )
+    if sections["kinetics"].get("weights_sha256") != read_config(folder).get("weights_sha256"):
+        raise ZooError(f"the long rollout in {folder} is of other weights: run training.benchmarks.kinetics")
+    return {(row["kind"], row["name"]): row for row in sections["kinetics"]["results"]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmarks.barriers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--releases", type=Path, required=True, metavar="FOLDER", help="of flattened MD")
+    parser.add_argument(
+        "--blocks", nargs="+", default=["flat-*"], metavar="NAME",
+        help="blocks that were not trained on; * and ? match anything (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--resamples", type=int, default=1000, help="for the intervals (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
+    args = parser.parse_args(argv)
+    if args.resamples < 100:
+        parser.error("--resamples must be at least 100")
+    try:
+        return _run(args)
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    model = ScoreDynamics.from_pretrained(args.checkpoint)
+    releases = read_releases(args.releases, args.blocks)
+    quadruples = choose_dihedrals(model.molecule, None).quadruples
+    sites = list(model.molecule.sites)
+    paths = Paths(
+        np.stack([torsions(each.positions[:, sites].astype(np.float64), quadruples) for each in releases]),
+        np.array([each.bias for each in releases]),
+        numbered([each.block for each in releases]),
+        releases[0].dt,
+    )
+    md, crossing = estimates(
+        paths, Bias.read(args.releases), alanine_basins(), args.resamples, seed=args.seed
+    )
+    table = rows(md, recorded_rollout(args.checkpoint))
+    half = paths.angles.shape[1] // 2 * paths.dt
+    ns = 2 * half * len(releases) / 1000
+    print(
+        f"{len(releases)} releases in {paths.n_blocks} blocks, {ns:.1f} ns of plain MD; {crossing.events} on "
+        f"transition paths, {crossing.unresolved} not resolved within {half:g} ps"
+    )
+    for row in table:
+        print(
+            f"{row['kind']:17} {row['name']:24} MD {_shown(row['md']):>9} ({row['md_interval']}, "
+            f"{row['md_events']})  rollout {_shown(row['rollout']):>9} ({row['rollout_interval']})  "
+            f"{row['verdict']}"
+        )
+    if args.record:
+        names = " ".join(f"'{each}'" if set(each) & set("*?[") else each for each in args.blocks)
+        record(
+            args.checkpoint,
+            "barriers",
+            table,
+            command=f"python -m training.benchmarks.barriers {model.name} --releases {args.releases.name} "
+            f"--blocks {names} --resamples {args.resamples} --seed {args.seed}",
+            seed=args.seed,
+            extra={
+                "releases": len(releases),
+                "blocks": paths.n_blocks,
+                "released_ns": ns,
+                "on_transition_paths": crossing.events,
+                "unresolved": crossing.unresolved,
+            },
+        )
+    return 0
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
