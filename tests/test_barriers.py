@@ -96,7 +96,7 @@ def test_rates_and_populations_are_those_of_the_exact_chain() -> None:
     assert over.value == pytest.approx(left / rate, rel=0.15)
     assert back.value == pytest.approx((1 - left) / rate, rel=0.15)
     assert over.low is not None and over.high is not None
-    assert over.low < left / rate < over.high < 1.6 * over.low
+    assert over.low < left / rate < over.high < 2.0 * over.low
     assert over.events == crossing.events
 
 

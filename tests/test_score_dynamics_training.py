@@ -360,7 +360,9 @@ def test_every_mapping_takes_the_same_path(
     ("options", "message"),
     [
         (["--hold-out", "segment-009"], "no segment segment-009"),
+        (["--hold-out", "flat-01*"], "no segment flat-01*"),
         (["--hold-out", "segment-000", "segment-002"], "none is left to train on"),
+        (["--hold-out", "segment-00[02]"], "none is left to train on"),
         (["--hold-out", "segment-001"], "segment-001 is asked for both as held out and for validation"),
         (["--steps", "3", "--start-from", "absent.safetensors"], "absent.safetensors"),
     ],
@@ -397,9 +399,25 @@ def test_curve_without_a_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 # --- what a recipe says of its past -----------------------------------------------------------------
 
 
-def test_names_of_shots_are_counted_by_series() -> None:
-    names = ["segment-001", "shot-00000", "shot-00011", "shot-01203"]
-    assert recipes.shortened(names) == ["segment-001", "shot-000??: 2 shots", "shot-012??: 1 shots"]
+def test_names_of_shots_and_blocks_are_counted_by_series() -> None:
+    names = ["flat-00002", "segment-001", "shot-00000", "flat-00010", "shot-00011", "shot-01203"]
+    assert recipes.shortened(names) == [
+        "segment-001",
+        "shot-000??: 2 shots",
+        "shot-012??: 1 shots",
+        "flat-00???: 2 blocks",
+    ]
+
+
+def test_all_pieces_of_a_block_go_where_its_name_goes(md: Path) -> None:
+    with np.load(md / "segment-000.npz") as data:
+        x = data["pos_nm"][:12]
+    for walker in (0, 1):
+        block = Record(x, 0.2, (0.0, 0.0), 2.1, 800, {"pieces": 4})
+        write_record(md / f"flat-{walker:02d}000.npz", block)
+    parts = recipes.split([md], ["flat-01*", "segment-000"], ["segment-001"])
+    assert [s.name for s in parts["held_out"]] == ["flat-01000"] * 4 + ["segment-000"]
+    assert [s.name for s in parts["training"]] == ["flat-00000"] * 4 + ["segment-002"]
 
 
 def test_trainings_that_led_to_a_checkpoint_are_told_in_order(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""MD on a flattened surface: the bias, pairs of clones, resume, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.reference_md import read_segments
+from training.reference_md.keep import keep
+from training.reference_md.releases import Bias, read_bias, read_releases
+from training.reference_md.segments import BIAS, read_record
+from training.reference_md.systems import ALANINE_DIPEPTIDE
+from zoo.errors import StructureError, ZooError
+
+pytest.importorskip("openmm")
+
+from training.reference_md import flattened, simulation
+
+
+@pytest.fixture
+def vacuum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name, value in (("RELEASES", 3), ("BETWEEN", 0.4), ("LENGTH", 0.4)):
+        monkeypatch.setattr(flattened, name, value)
+    system = replace(ALANINE_DIPEPTIDE, force_field=("amber14/protein.ff14SB.xml",))
+    protocol = simulation.Protocol(solvated=False, equilibration=((0.4, 2.0),))
+    yield simulation.Generator(system, tmp_path / "out", "Reference", protocol=protocol)
+
+
+def with_bias(generator: Any, grid: Any) -> flattened.Flattened:
+    generator.folder.mkdir(exist_ok=True)
+    (generator.folder / BIAS).write_text(json.dumps({"kj_mol": np.asarray(grid).tolist()}))
+    return flattened.Flattened(generator)
+
+
+def ridge(n: int = 36) -> Any:
+    """kJ/mol: 20 cos(phi), the same for all psi."""
+    return np.repeat(20.0 * np.cos(2 * np.pi * np.arange(n) / n)[:, None], n, 1)
+
+
+def test_a_bias_is_learned_once_and_shaped(vacuum: Any) -> None:
+    how = flattened.Metadynamics(n_bins=24)
+    told: list[str] = []
+    flat = flattened.Flattened(vacuum)
+    flat.learn(8.0, how, told.append)
+    grid = read_bias(vacuum.folder)
+    assert grid.shape == (24, 24) and len(told) == 20
+    assert grid.max() > 1.0
+    data = json.loads((vacuum.folder / BIAS).read_text())
+    assert data["torsions"] == list(ALANINE_DIPEPTIDE.torsions)
+    assert data["metadynamics"]["length_ps"] == 8.0
+    with pytest.raises(ZooError, match="share one bias"):
+        flat.learn(8.0, how)
+
+
+def test_shaping_fills_up_what_is_deep_and_lowers_the_ridge() -> None:
+    how = flattened.Metadynamics(depth=10.0, ridge=(0.0, 25.0, 8.0))
+    grid = np.zeros((36, 36))
+    grid[20] = 50.0
+    shaped = how.shaped(grid)
+    assert shaped[20, 0] == pytest.approx(50.0, abs=1e-6)  # far from the ridge
+    assert shaped[18, 0] == pytest.approx(40.0, abs=1e-6)
+    assert shaped[0, 5] == pytest.approx(32.0, abs=1e-6)
+    assert shaped[1, 0] == pytest.approx(shaped[35, 0])
+
+
+def test_a_block_holds_pairs_that_part_from_the_same_frame(vacuum: Any) -> None:
+    with_bias(vacuum, ridge()).run(3, 1)
+    path = vacuum.folder / "flat-03000.npz"
+    record = read_record(path)
+    segments = read_segments(vacuum.folder)
+    assert [len(each.positions) for each in segments] == [3] * 6
+    assert record.provenance["pieces"] == 6 and record.provenance["walker"]["number"] == 3
+    for first, second in zip(segments[::2], segments[1::2], strict=True):
+        np.testing.assert_array_equal(first.positions[0], second.positions[0])
+        assert np.abs(first.positions[1] - second.positions[1]).max() > 0.01
+    # 0.2 ps apart on either side, but going through the middle and not coming back from it
+    releases = read_releases(vacuum.folder)
+    through = [r.positions[3] - r.positions[1] for r in releases]
+    there = [r.positions[3] - r.positions[2] for r in releases]
+    assert np.mean(np.square(through)) > np.mean(np.square(there))
+    # the bias that was written down is that of the place
+    bias = Bias.read(vacuum.folder)
+    for each in releases:
+        at = np.array(vacuum.angles(each.positions[2])[:2])
+        assert each.bias == pytest.approx(float(bias.at(at)), abs=0.05)
+
+
+def test_clones_feel_no_bias_and_walkers_do(vacuum: Any) -> None:
+    """A bias of 200 kJ/mol that pushes phi to 180 degrees: walkers end there, clones leave it."""
+    phi = []
+    with_bias(vacuum, 10 * ridge()).run(0, 2)
+    for each in read_releases(vacuum.folder):
+        phi.append([vacuum.angles(x)[0] for x in each.positions])
+    away = np.abs(np.abs(np.array(phi)) - 180.0)
+    assert away[-3:, 2].max() < 45.0
+    assert away[-3:, [0, -1]].mean() > away[-3:, 2].mean()
+
+
+def test_a_walker_that_was_stopped_goes_on_as_if_it_had_not(vacuum: Any, tmp_path: Path) -> None:
+    with_bias(vacuum, ridge()).run(1, 2)
+    other = replace(vacuum, folder=tmp_path / "other")
+    with_bias(other, ridge()).run(1, 1)
+    told: list[str] = []
+    flattened.Flattened(other).run(1, 2, told.append)
+    assert len(told) == 1
+    whole, resumed = (read_record(g.folder / "flat-01001.npz") for g in (vacuum, other))
+    np.testing.assert_array_equal(whole.pos_nm, resumed.pos_nm)
+
+
+def test_blocks_of_another_bias_and_copies_are_refused(vacuum: Any) -> None:
+    with_bias(vacuum, ridge()).run(0, 1)
+    kept = vacuum.folder.parent / "kept"
+    keep(vacuum.folder, kept)
+    assert (kept / BIAS).read_text() == (vacuum.folder / BIAS).read_text()
+    with pytest.raises(ZooError, match="compact copy"):
+        flattened.Flattened(replace(vacuum, folder=kept)).run(0, 2)
+    assert len(read_releases(kept)) == 3
+    with pytest.raises(ZooError, match="another bias"):
+        with_bias(vacuum, 1.5 * ridge() + 1.0).run(0, 2)
+    with_bias(vacuum, ridge())
+    (vacuum.folder / BIAS).unlink()
+    with pytest.raises(StructureError, match="learn the bias first"):
+        flattened.Flattened(vacuum).run(0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ethane", "-o", "x", "--learn", "10"], "fewer than two torsions"),
+        (["alanine-dipeptide", "-o", "x", "--learn", "0"], "at least 1 ps"),
+        (["alanine-dipeptide", "-o", "x", "--walker", "99"], "0 to 98"),
+        (["alanine-dipeptide", "-o", "x", "--walker", "0", "--blocks", "0"], "1 to 1000"),
+        (["alanine-dipeptide", "-o", "x"], "--learn"),
+    ],
+)
+def test_impossible_requests_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        flattened.main(arguments)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+
+
+def test_no_bias_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flattened.main(["alanine-dipeptide", "-o", str(tmp_path), "--walker", "0"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "--learn" in error and error.count("\n") == 1
