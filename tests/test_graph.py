@@ -128,6 +128,18 @@ def test_slab_by_slab_finds_the_same_edges(
     np.testing.assert_allclose(edges(whole), edges(pieces), atol=2e-6)
 
 
+def test_an_atom_that_has_flown_off_does_not_choose_the_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thin plate is cut along its length, so that no search holds more than its share."""
+    plate = bulk("Cu", cubic=True).repeat((12, 6, 1))
+    plate.pbc = False
+    plate.positions[0, 2] += 10_000.0
+    monkeypatch.setattr(graph, "ATOMS_PER_SEARCH", 60)
+    searches = graph.neighbor_searches(plate.positions, plate.cell.array, plate.pbc, 4.0)
+    sizes = [len(core) for core, *_ in searches]
+    assert len(sizes) == 5
+    assert max(sizes) < 0.4 * len(plate)
+
+
 def test_a_cell_too_small_for_slabs_is_searched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     atoms = bulk("Cu", cubic=True).repeat(2)
     whole = neighbor_graph(atoms.positions, atoms.cell[:], True, 1.65, 2.28)
