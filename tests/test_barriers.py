@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,32 @@ import pytest
 
 import zoo
 from training.benchmarks.barriers.__main__ import main, recorded_rollout, rows
-from training.benchmarks.barriers.crossings import Paths, crossings, estimates, numbered
+from training.benchmarks.barriers.crossings import Walks, crossings, estimates
 from training.metrics import record
 from training.reference_md import read_segments
-from training.reference_md.releases import Bias, read_bias, read_releases
-from training.reference_md.segments import BIAS, Record, write_record
+from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.segments import BIAS, GAS_CONSTANT, NM, Record, write_record
 from zoo.analysis.basins import Basins, alanine_basins
 from zoo.analysis.bootstrap import Estimate
 from zoo.errors import StructureError, ZooError
+from zoo.molecules.start import load_start
+from zoo.score_dynamics import ScoreDynamics
 
 Array = npt.NDArray[np.float64]
 CG = Path(zoo.__file__).parent / "checkpoints" / "sd-alanine-dipeptide-cg"
 
+KT = 300.0 * GAS_CONSTANT
 N = 72  # states of the chain, 5 degrees of phi each
 PHI = 5.0 * np.arange(N)
 PSI = 20.0
-ENERGY = 6.0 + 5.0 * np.cos(np.radians(2 * (PHI - 15.0))) - 1.2 * np.cos(np.radians(PHI + 75.0))
-#: Of V, in kT: flattens all of it but a slope that is there to be corrected for.
-SLOPED = -0.9 * ENERGY + 0.5 * np.sin(np.radians(PHI))
+#: Wells at -90 and 70, the barrier at 0, and one at 140 over which nothing goes; in kT.
+ENERGY = (
+    4.5 * (1 + np.cos(np.radians(2 * PHI)))
+    - 1.2 * np.cos(np.radians(PHI + 75.0))
+    + 14.0 * np.exp(-(((PHI - 140.0) / 35.0) ** 2))
+)
+#: Of V, in kT: flattens what is below 10 but a slope that is there to be corrected for.
+SLOPED = -0.9 * np.minimum(ENERGY, 10.0) + 0.5 * np.sin(np.radians(PHI))
 
 
 def chain() -> tuple[Array, Array]:
@@ -61,40 +70,44 @@ def exact_rate() -> tuple[float, float]:
     return float((pi[:, None] * t)[core == 0].sum(0) @ q), float(pi[region == 0].sum())
 
 
-def released(n: int, n_blocks: int = 40, seed: int = 0, length: int = 400) -> Paths:
-    """Releases of a walker that is in equilibrium on the biased chain."""
+def walked(n: int, n_blocks: int = 40, seed: int = 0, length: int = 250) -> Walks:
+    """Frames of walkers that are in equilibrium on the biased chain, and paths from those on the ridge."""
     rng = np.random.default_rng(seed)
     density = np.exp(-ENERGY - SLOPED)
-    start = rng.choice(N, n, p=density / density.sum())
+    visited = rng.choice(N, n, p=density / density.sum())
+    block = np.arange(n) * n_blocks // n
+    released = bias().on_ridge(angles_of(visited)[:, 0])
+    start = visited[released]
     _, t = chain()
     cumulative = t.cumsum(1)
     halves = []
     for _ in range(2):
         states, x = [start], start
         for _ in range(length):
-            x = np.minimum((cumulative[x] < rng.random(n)[:, None]).sum(1), N - 1)
+            x = np.minimum((cumulative[x] < rng.random(len(x))[:, None]).sum(1), N - 1)
             states.append(x)
         halves.append(np.stack(states, 1))
     path = np.concatenate([halves[1][:, :0:-1], halves[0]], 1)
-    return Paths(angles_of(path), SLOPED[start], np.arange(n) * n_blocks // n, 1.0)
+    return Walks(angles_of(visited), SLOPED[visited], block, angles_of(path), block[released], 1.0)
 
 
-def bias() -> Bias:
-    """On twice the grid in both directions: only its interpolation is linear, not V."""
-    return Bias(np.repeat(SLOPED[:, None], N, 1))
+def bias(width: float = 25.0) -> Bias:
+    """Exact at the states of the chain, between which it is never asked for."""
+    return Bias(KT * np.repeat(SLOPED[:, None], N, 1), (0.0, width))
 
 
-def test_rates_and_populations_are_those_of_the_exact_chain() -> None:
+@pytest.mark.parametrize("width", [8.0, 25.0])
+def test_rates_and_populations_are_those_of_the_exact_chain(width: float) -> None:
     rate, left = exact_rate()
-    # a run as long as all the paths together would see a few tens of transitions
-    assert 1 / rate > 10**4
-    found, crossing = estimates(released(6000, length=250), bias(), alanine_basins(), n_resamples=400)
-    assert crossing.events > 100
+    # in a run as long as all the paths together there would most likely be no transition at all
+    assert 1 / rate > 2 * 10**6
+    found, crossing = estimates(walked(8000), bias(width), alanine_basins(), n_resamples=400)
+    assert crossing.events > 50
     assert found["group population", "phi < 0"].value == pytest.approx(left, rel=0.03)
     over = found["group mfpt", "phi < 0 → phi > 0"]
     back = found["group mfpt", "phi > 0 → phi < 0"]
-    assert over.value == pytest.approx(left / rate, rel=0.15)
-    assert back.value == pytest.approx((1 - left) / rate, rel=0.15)
+    assert over.value == pytest.approx(left / rate, rel=0.2)
+    assert back.value == pytest.approx((1 - left) / rate, rel=0.2)
     assert over.low is not None and over.high is not None
     assert over.low < left / rate < over.high < 2.0 * over.low
     assert over.events == crossing.events
@@ -104,32 +117,38 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rate, left = exact_rate()
     inside = 0
     for seed in range(30):
-        paths = released(600, 20, seed, length=250)
-        found, _ = estimates(paths, bias(), alanine_basins(), n_resamples=200, seed=seed)
+        found, _ = estimates(walked(1500, 20, seed), bias(), alanine_basins(), n_resamples=200, seed=seed)
         inside += bool(found["group mfpt", "phi < 0 → phi > 0"].contains(left / rate))
     assert inside >= 25
 
 
-def test_a_transition_is_shared_among_the_frames_of_its_path() -> None:
-    flat = Bias(np.zeros((4, 4)))
+def test_a_transition_is_shared_among_the_frames_of_its_path_on_the_ridge() -> None:
+    flat = Bias(np.zeros((4, 4)), (0.0, 25.0))
     groups = np.array([[0, -1, -1, -1, 1], [0, -1, -1, -1, 0], [0, 0, 0, -1, 1], [-1, -1, -1, -1, 1]])
-    paths = Paths(np.zeros((4, 5, 2)), np.zeros(4), np.zeros(4, dtype=np.int64), 0.2)
-    found = crossings(paths, flat, groups)
+    paths = np.zeros((4, 5, 2))
+    found = crossings(paths, flat, groups, KT)
     np.testing.assert_allclose(found.share, [1 / 3, 0, 0, 0])
     assert (found.events, found.unresolved) == (1, 1)
+    paths[0, 1, 0] = 26.0  # no walker would be cloned there
+    np.testing.assert_allclose(crossings(paths, flat, groups, KT).share, [1 / 2, 0, 0, 0])
 
 
 def test_the_bias_is_linear_between_its_points_and_goes_around() -> None:
     grid = np.arange(16.0).reshape(4, 4)
-    at = Bias(grid).at(np.array([[0.0, 0.0], [90.0, 180.0], [-90.0, 45.0], [315.0, 0.0], [45.0, 45.0]]))
-    np.testing.assert_allclose(at, [0.0, 6.0, 12.5, 6.0, 2.5])
+    at = np.array([[0.0, 0.0], [90.0, 180.0], [-90.0, 45.0], [315.0, 0.0], [45.0, 45.0]])
+    np.testing.assert_allclose(Bias(grid, (0.0, 25.0)).at(at), [0.0, 6.0, 12.5, 6.0, 2.5])
+
+
+def test_a_ridge_goes_around_too() -> None:
+    ridge = Bias(np.zeros((4, 4)), (170.0, 20.0))
+    assert ridge.on_ridge([149.0, 151.0, -171.0, -169.0, 0.0]).tolist() == [False, True, True, False, False]
 
 
 def test_few_blocks_and_no_crossing_are_told() -> None:
-    paths = released(60, 3, length=10)
-    found, crossing = estimates(paths, bias(), alanine_basins(), n_resamples=100)
+    data = walked(300, 3, length=10)
+    found, crossing = estimates(data, bias(), alanine_basins(), n_resamples=100)
     assert found["population", "alpha-R"].low is None
-    still = Paths(paths.angles[:, 10:11], paths.bias, paths.blocks, 1.0)
+    still = replace(data, paths=data.paths[:, 10:11])
     found, crossing = estimates(still, bias(), alanine_basins(), n_resamples=100)
     assert crossing.events == 0 and crossing.unresolved > 0
     assert found["group mfpt", "phi < 0 → phi > 0"].value is None
@@ -137,11 +156,10 @@ def test_few_blocks_and_no_crossing_are_told() -> None:
 
 
 def test_paths_without_a_middle_and_basins_without_two_groups_are_refused() -> None:
-    paths = released(10, 2, length=2)
     with pytest.raises(StructureError, match="none in the middle"):
-        crossings(paths, bias(), np.zeros((10, 4), dtype=np.int64))
+        crossings(np.zeros((10, 4, 2)), bias(), np.zeros((10, 4), dtype=np.int64), KT)
     with pytest.raises(StructureError, match="two groups"):
-        estimates(paths, bias(), Basins(alanine_basins().basins))
+        estimates(walked(100, 2, length=2), bias(), Basins(alanine_basins().basins))
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -154,8 +172,8 @@ def block(n_pairs: int = 3, n_frames: int = 4, **more: object) -> Record:
     provenance = {
         "protocol": {"production": {"temperature_k": 300.0}},
         "pieces": 2 * n_pairs,
-        "pairs": "reversed",
-        "bias_kj_mol": [2.494 * k for k in range(n_pairs)],
+        "visited": [[-80.0, 20.0, 5 * KT], [60.0, 20.0, 0.0], [0.0, 20.0, 0.0]],
+        "bias_kj_mol": [KT * k for k in range(n_pairs)],
         **more,
     }
     return Record(x, 0.2, (0.0, 0.0), 2.1, 800, provenance)
@@ -163,13 +181,15 @@ def block(n_pairs: int = 3, n_frames: int = 4, **more: object) -> Record:
 
 def test_a_pair_is_read_as_one_path_and_as_two_segments(tmp_path: Path) -> None:
     write_record(tmp_path / "flat-00000.npz", block())
-    releases = read_releases(tmp_path)
-    assert [each.positions[:, 0, 0].round().astype(int).tolist() for each in releases] == [
+    (found,) = read_blocks(tmp_path)
+    assert found.paths[:, :, 0, 0].round().astype(int).tolist() == [
         [7, 6, 5, 0, 1, 2, 3],
         [15, 14, 13, 8, 9, 10, 11],
         [23, 22, 21, 16, 17, 18, 19],
     ]
-    np.testing.assert_allclose([each.bias for each in releases], [0, 1, 2], rtol=1e-3)
+    np.testing.assert_allclose(found.released, [0, 1, 2], rtol=1e-6)
+    np.testing.assert_allclose(found.bias, [5, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(found.visited[:, 0], [-80, 60, 0])
     segments = read_segments(tmp_path)
     assert [len(each.positions) for each in segments] == [4] * 6
     assert {each.name for each in segments} == {"flat-00000"}
@@ -179,15 +199,25 @@ def test_a_pair_is_read_as_one_path_and_as_two_segments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"bias_kj_mol": [0.0]}, {"bias_kj_mol": [0.0, float("nan"), 1.0]}, {"bias_kj_mol": "none"},
-     {"protocol": {}}, {"pieces": 5}],
+     {"bias_kj_mol": []}, {"visited": []}, {"visited": [[1.0, 2.0]]}, {"visited": [[1.0, 2.0, None]]},
+     {"visited": 3}, {"protocol": {}}, {"pieces": 5}],
 )  # fmt: skip
 def test_blocks_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     write_record(tmp_path / "flat-00000.npz", block(**wrong))
     with pytest.raises(StructureError, match=r"flat-00000.npz is no block of flattened MD"):
-        read_releases(tmp_path)
+        read_blocks(tmp_path)
 
 
-@pytest.mark.parametrize("pieces", [5, 0, -2, "six", 1.5])
+def test_blocks_of_different_paths_and_none_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StructureError, match="has no block"):
+        read_blocks(tmp_path)
+    write_record(tmp_path / "flat-00000.npz", block())
+    write_record(tmp_path / "flat-00001.npz", block(n_frames=6))
+    with pytest.raises(StructureError, match=r"flat-00001.npz are not like those of flat-00000.npz"):
+        read_blocks(tmp_path)
+
+
+@pytest.mark.parametrize("pieces", [5, 0, -2, "six", 1.5, True])
 def test_pieces_that_do_not_fit_the_frames_are_refused(tmp_path: Path, pieces: object) -> None:
     write_record(tmp_path / "flat-00000.npz", block(pieces=pieces))
     with pytest.raises(StructureError, match="it is damaged"):
@@ -195,14 +225,17 @@ def test_pieces_that_do_not_fit_the_frames_are_refused(tmp_path: Path, pieces: o
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"kj_mol": [1, 2]}', '{"kj_mol": [[NaN]]}', '{"kj_mol": [[1, 2]]}']
-)
+    "text",
+    ["", "[]", "{}", '{"kj_mol": [[1]]}', '{"kj_mol": [1, 2], "ridge_degrees": [0, 25]}',
+     '{"kj_mol": [[NaN]], "ridge_degrees": [0, 25]}', '{"kj_mol": [[1, 2]], "ridge_degrees": [0, 25]}',
+     '{"kj_mol": [[1]], "ridge_degrees": [0, -3]}', '{"kj_mol": [[1]], "ridge_degrees": [NaN, 3]}'],
+)  # fmt: skip
 def test_a_bias_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(StructureError, match="learn the bias first"):
-        read_bias(tmp_path)
+        Bias.read(tmp_path)
     (tmp_path / BIAS).write_text(text)
-    with pytest.raises(StructureError, match=r"bias\.json"):
-        read_bias(tmp_path)
+    with pytest.raises(StructureError, match=r"bias\.json cannot be read as a bias"):
+        Bias.read(tmp_path)
 
 
 # --- the benchmark ------------------------------------------------------------------------------------
@@ -234,27 +267,23 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     folder = checkpoint(tmp_path)
     row = {"kind": "group population", "name": "alpha-R within phi < 0", "rollout": 1.0}
     record(folder, "kinetics", [row], command="x", seed=0)
-    from training.reference_md.segments import NM
-    from zoo.molecules.start import load_start
-    from zoo.score_dynamics import ScoreDynamics
-
     model = ScoreDynamics.from_pretrained(str(folder))
     x = load_start(Path(zoo.__file__).parent / "data" / "alanine-dipeptide.pdb", model.molecule)
     for k in range(6):
         one = block()
         one.pos_nm[:, list(model.molecule.sites)] = x / NM
         write_record(tmp_path / f"flat-00{k:03d}.npz", one)
-    (tmp_path / BIAS).write_text(json.dumps({"kj_mol": np.zeros((4, 4)).tolist()}))
+    (tmp_path / BIAS).write_text(json.dumps({"kj_mol": [[0.0]], "ridge_degrees": [0, 25]}))
     assert main([str(folder), "--releases", str(tmp_path), "--blocks", "flat-00*", "--record"]) == 0
     section = json.loads((folder / "metrics.json").read_text())["sections"]["barriers"]
-    assert (section["releases"], section["blocks"], section["on_transition_paths"]) == (18, 6, 0)
-    assert section["released_ns"] == pytest.approx(18 * 2 * 3 * 0.2 / 1000)
+    assert (section["blocks"], section["visited"], section["releases"]) == (6, 18, 18)
+    assert section["on_transition_paths"] == 0
     assert "--blocks 'flat-00*'" in section["command"]
     found = {(each["kind"], each["name"]): each for each in section["results"]}
     assert found["group population", "alpha-R within phi < 0"]["rollout"] == 1.0
-    assert found["population", "alpha-R"]["md"] == pytest.approx(1.0)
-    assert found["population", "alpha-L"]["md_interval"] == "no events"
-    assert "18 releases in 6 blocks" in capsys.readouterr().out
+    assert found["population", "alpha-L"]["md"] == pytest.approx(2 / (np.exp(5) + 2))
+    assert found["population", "C7ax"]["md_interval"] == "no events"
+    assert "6 blocks: 18 frames of walkers, 18 releases" in capsys.readouterr().out
 
 
 def test_figures_of_other_weights_are_not_compared(
@@ -274,7 +303,3 @@ def test_figures_of_other_weights_are_not_compared(
     assert main([str(folder), "--releases", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-
-
-def test_blocks_are_numbered_by_name() -> None:
-    assert numbered(["b", "a", "b"]).tolist() == [1, 0, 1]

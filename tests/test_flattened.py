@@ -13,7 +13,7 @@ import pytest
 
 from training.reference_md import read_segments
 from training.reference_md.keep import keep
-from training.reference_md.releases import Bias, read_bias, read_releases
+from training.reference_md.releases import Bias, read_blocks
 from training.reference_md.segments import BIAS, read_record
 from training.reference_md.systems import ALANINE_DIPEPTIDE
 from zoo.errors import StructureError, ZooError
@@ -25,16 +25,17 @@ from training.reference_md import flattened, simulation
 
 @pytest.fixture
 def vacuum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in (("RELEASES", 3), ("BETWEEN", 0.4), ("LENGTH", 0.4)):
+    for name, value in (("RELEASES", 3), ("EVERY", 0.2), ("LENGTH", 0.4)):
         monkeypatch.setattr(flattened, name, value)
     system = replace(ALANINE_DIPEPTIDE, force_field=("amber14/protein.ff14SB.xml",))
     protocol = simulation.Protocol(solvated=False, equilibration=((0.4, 2.0),))
     yield simulation.Generator(system, tmp_path / "out", "Reference", protocol=protocol)
 
 
-def with_bias(generator: Any, grid: Any) -> flattened.Flattened:
+def with_bias(generator: Any, grid: Any, ridge_at: tuple[float, float] = (-80.0, 60.0)) -> Any:
     generator.folder.mkdir(exist_ok=True)
-    (generator.folder / BIAS).write_text(json.dumps({"kj_mol": np.asarray(grid).tolist()}))
+    text = json.dumps({"kj_mol": np.asarray(grid).tolist(), "ridge_degrees": ridge_at})
+    (generator.folder / BIAS).write_text(text)
     return flattened.Flattened(generator)
 
 
@@ -48,7 +49,9 @@ def test_a_bias_is_learned_once_and_shaped(vacuum: Any) -> None:
     told: list[str] = []
     flat = flattened.Flattened(vacuum)
     flat.learn(8.0, how, told.append)
-    grid = read_bias(vacuum.folder)
+    bias = Bias.read(vacuum.folder)
+    grid = bias.kj_mol
+    assert bias.ridge == how.ridge[:2]
     assert grid.shape == (24, 24) and len(told) == 20
     assert grid.max() > 1.0
     data = json.loads((vacuum.folder / BIAS).read_text())
@@ -71,35 +74,40 @@ def test_shaping_fills_up_what_is_deep_and_lowers_the_ridge() -> None:
 
 def test_a_block_holds_pairs_that_part_from_the_same_frame(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(3, 1)
-    path = vacuum.folder / "flat-03000.npz"
-    record = read_record(path)
+    record = read_record(vacuum.folder / "flat-03000.npz")
     segments = read_segments(vacuum.folder)
     assert [len(each.positions) for each in segments] == [3] * 6
     assert record.provenance["pieces"] == 6 and record.provenance["walker"]["number"] == 3
     for first, second in zip(segments[::2], segments[1::2], strict=True):
         np.testing.assert_array_equal(first.positions[0], second.positions[0])
         assert np.abs(first.positions[1] - second.positions[1]).max() > 0.01
-    # 0.2 ps apart on either side, but going through the middle and not coming back from it
-    releases = read_releases(vacuum.folder)
-    through = [r.positions[3] - r.positions[1] for r in releases]
-    there = [r.positions[3] - r.positions[2] for r in releases]
-    assert np.mean(np.square(through)) > np.mean(np.square(there))
-    # the bias that was written down is that of the place
+    (block,) = read_blocks(vacuum.folder)
+    assert block.paths.shape == (3, 5, 22, 3)
+    # a path goes through its middle and does not come back from it
+    through, there = (np.mean(np.square(block.paths[:, 3] - block.paths[:, k])) for k in (1, 2))
+    assert through > there
+
+
+def test_it_is_written_down_where_a_walker_was_and_it_is_cloned_on_the_ridge_only(vacuum: Any) -> None:
+    with_bias(vacuum, ridge()).run(0, 3)
     bias = Bias.read(vacuum.folder)
-    for each in releases:
-        at = np.array(vacuum.angles(each.positions[2])[:2])
-        assert each.bias == pytest.approx(float(bias.at(at)), abs=0.05)
+    kt = 0.008314462618 * 300
+    for block in read_blocks(vacuum.folder):
+        np.testing.assert_allclose(kt * block.bias, bias.at(block.visited), atol=0.1)
+        on_ridge = bias.on_ridge(block.visited[:, 0])
+        np.testing.assert_allclose(block.bias[on_ridge], block.released)
+        middle = [vacuum.angles(x)[:2] for x in block.paths[:, 2]]
+        np.testing.assert_allclose(middle, block.visited[on_ridge], atol=0.02)
 
 
 def test_clones_feel_no_bias_and_walkers_do(vacuum: Any) -> None:
-    """A bias of 200 kJ/mol that pushes phi to 180 degrees: walkers end there, clones leave it."""
-    phi = []
-    with_bias(vacuum, 10 * ridge()).run(0, 2)
-    for each in read_releases(vacuum.folder):
-        phi.append([vacuum.angles(x)[0] for x in each.positions])
-    away = np.abs(np.abs(np.array(phi)) - 180.0)
-    assert away[-3:, 2].max() < 45.0
-    assert away[-3:, [0, -1]].mean() > away[-3:, 2].mean()
+    """A bias of 200 kJ/mol pushes phi to 180 degrees: walkers are held there, clones leave it."""
+    with_bias(vacuum, 10 * ridge(), (180.0, 60.0)).run(0, 3)
+    last = read_blocks(vacuum.folder)[-1]
+    phi = np.array([[vacuum.angles(x)[0] for x in path] for path in last.paths])
+    away = np.abs(np.abs(phi) - 180.0)
+    assert (180.0 - np.abs(last.visited[-3:, 0])).max() < 45.0
+    assert away[:, [0, -1]].mean() > away[:, 2].mean()
 
 
 def test_a_walker_that_was_stopped_goes_on_as_if_it_had_not(vacuum: Any, tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_blocks_of_another_bias_and_copies_are_refused(vacuum: Any) -> None:
     assert (kept / BIAS).read_text() == (vacuum.folder / BIAS).read_text()
     with pytest.raises(ZooError, match="compact copy"):
         flattened.Flattened(replace(vacuum, folder=kept)).run(0, 2)
-    assert len(read_releases(kept)) == 3
+    assert len(read_blocks(kept)[0].paths) == 3
     with pytest.raises(ZooError, match="another bias"):
         with_bias(vacuum, 1.5 * ridge() + 1.0).run(0, 2)
     with_bias(vacuum, ridge())

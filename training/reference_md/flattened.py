@@ -6,19 +6,19 @@
 Over a barrier that is crossed once in a hundred nanoseconds plain MD says nothing.  So a bias V on the
 first two torsions is learned once, by well-tempered metadynamics (Barducci, Bussi and Parrinello, Phys.
 Rev. Lett. 100, 020603, 2008), and kept fixed from then on.  A walker that moves on U + V crosses every
-barrier many times in a nanosecond.  From time to time it is cloned: two clones move without the bias for
-a few picoseconds and are written down, the second with all velocities reversed, and the walker goes on
-from where it was.
+barrier many times in a nanosecond.  Every picosecond its torsions and its bias are written down, and if it
+is on the barrier it is cloned: two clones move without the bias for a few picoseconds, the second with all
+velocities reversed, and are written down too.  The walker goes on from where it was.
 
-A clone starts from any place with about equal chance, yet it is plain MD: water and velocities are those
-of equilibrium given the torsions, which are all that the bias sees.  Propagators may learn from clones.
-The two of a pair, the second one read backwards, are one piece of equilibrium MD through their common
-first frame, and counted with the weight exp(V / kT) of that frame they tell populations and rates without
-any assumption on the bias, which decides only how sure they are (`training.benchmarks.barriers`).
+Counted with the weight exp(V / kT), what the walker visits is equilibrium.  The clones are plain MD: the
+two of a pair, the second one read backwards, are one piece of equilibrium MD through their common first
+frame, with its weight.  So populations and rates over the barrier follow without any assumption on the
+bias, which decides only how sure they are (`training.benchmarks.barriers`).  Propagators may learn from the
+clones, which start where transitions are decided.
 
-FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` pairs one after
-the other, with the state from which the next block goes on.  After a kill the same command makes what is
-missing.
+FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` pairs one after the
+other, with what the walker visited in between and the state from which the next block goes on.  After a
+kill the same command makes what is missing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.reference_md.releases import read_bias
+from training.reference_md.releases import Bias
 from training.reference_md.segments import (
     BIAS,
     GAS_CONSTANT,
@@ -55,9 +55,8 @@ except ImportError as error:
 
 Array = npt.NDArray[np.float64]
 
-#: Releases of a block, a pair of clones each; time for which the walker moves before each, and which each
-#: clone is long, ps.
-RELEASES, BETWEEN, LENGTH = 20, 3.0, 3.0
+#: Releases of a block, a pair of clones each; ps between what is written down of the walker; ps of a clone.
+RELEASES, EVERY, LENGTH = 10, 1.0, 2.0
 #: Walkers are numbered apart from segments and shots, whose random numbers they must not share.
 _STREAM = 2_000_000
 #: The bias is a force of its own group, which a clone does without.
@@ -69,9 +68,9 @@ class Metadynamics:
     """How the bias is learned: heights in kJ/mol, widths in radians, times in ps.
 
     ``depth``: nowhere is it lower than its maximum less this, kJ/mol, so that walkers do not spend their
-    time on barriers over which nothing ever goes.  ``ridge``: where (degrees) a barrier of the first torsion
-    is, how wide (degrees), and by how much (kJ/mol) the bias is lower still on it, for what happens on a
-    barrier decides the rates, and it is a small part of the surface.
+    time on barriers over which nothing ever goes.  ``ridge``: where (degrees) the barrier of the first
+    torsion is, how wide to either side (degrees), and by how much (kJ/mol) the bias is lower still on it, for
+    what happens on a barrier decides the rates, and it is a small part of the surface.
     """
 
     n_bins: int = 36
@@ -150,45 +149,53 @@ class Flattened:
             zoo.StructureError: there is no bias, or a block is damaged.
             zoo.ZooError: a file cannot be written.
         """
-        grid = read_bias(self.generator.folder)
+        bias = Bias.read(self.generator.folder)
         before: Record | None = None
         moving: _Walker | None = None
         for block in range(n_blocks):
             path = self.generator.folder / f"flat-{walker:02d}{block:03d}.npz"
             if path.exists():
-                before = self._checked(read_record(path), path, grid)
+                before = self._checked(read_record(path), path, bias)
                 continue
             begin = time.perf_counter()
             try:
                 moving = moving or _Walker(
-                    self.generator, grid, walker, before.n_atoms_total if before else None
+                    self.generator, bias.kj_mol, walker, before.n_atoms_total if before else None
                 )
-                before = self._block(moving, walker, block, before, grid)
+                before = self._block(moving, walker, block, before, bias)
             except openmm.OpenMMException as error:
                 raise SegmentError(
                     f"block {block} of walker {walker} failed ({' '.join(str(error).split())}); "
                     "the blocks before it are sound"
                 ) from None
             write_record(path, before)
-            speed = RELEASES * (BETWEEN + 2 * LENGTH) / (time.perf_counter() - begin)
-            report(f"walker {walker}, block {block + 1} of {n_blocks}, {speed:.2f} ps/s")
+            walked = EVERY * len(before.provenance["visited"])
+            speed = (walked + 2 * RELEASES * LENGTH) / (time.perf_counter() - begin)
+            report(f"walker {walker}, block {block + 1} of {n_blocks}: {walked:.0f} ps, {speed:.2f} ps/s")
 
-    def _block(self, moving: _Walker, walker: int, block: int, before: Record | None, grid: Array) -> Record:
+    def _block(self, moving: _Walker, walker: int, block: int, before: Record | None, bias: Bias) -> Record:
         g, p = self.generator, self.generator.protocol
         state = before.state_xml if before else g._prepare(_STREAM + walker).state_xml
         moving.seed(block)
         moving.take(state)
-        frames, heights = [], []
-        for _ in range(RELEASES):
+        frames: list[Array] = []
+        heights: list[float] = []
+        visited: list[tuple[float, float, float]] = []
+        while len(heights) < RELEASES:
             moving.integrator.setFriction(Metadynamics.friction / unit.picosecond)
-            moving.step(BETWEEN, _BIASED)
+            moving.step(EVERY, _BIASED)
+            here = moving.solute()
+            phi, psi = g.angles(here)[:2]
+            visited.append((round(phi, 2), round(psi, 2), round(moving.bias(), 4)))
+            if not bias.on_ridge(phi):
+                continue
             kept = moving.context.getState(positions=True, velocities=True)
-            heights.append(moving.bias())
+            heights.append(visited[-1][2])
             moving.integrator.setFriction(p.friction / unit.picosecond)
             for sign in (1.0, -1.0):
                 moving.context.setState(kept)
                 moving.context.setVelocities(sign * kept.getVelocities(asNumpy=True))
-                frames.append(moving.solute())
+                frames.append(here)
                 for _ in range(round(LENGTH / p.frame_interval)):
                     moving.step(p.frame_interval, _PLAIN)
                     frames.append(moving.solute())
@@ -207,9 +214,10 @@ class Flattened:
                 "protocol": p.as_json(g.system),
                 "pieces": 2 * RELEASES,
                 "pairs": "each second piece starts with the velocities of the one before it reversed",
-                "walker": {"number": walker, "block": block, "moves_ps_before_each_pair": BETWEEN},
-                "bias_kj_mol": [round(each, 5) for each in heights],
-                "bias_sum_kj_mol": round(float(grid.sum()), 3),
+                "walker": {"number": walker, "block": block, "visited_every_ps": EVERY},
+                "visited": visited,  # phi and psi in degrees, bias in kJ/mol
+                "bias_kj_mol": heights,
+                "bias_sum_kj_mol": round(float(bias.kj_mol.sum()), 3),
                 "torsions": list(g.system.torsions),
                 "runs": [g._this_run(0)],
             },
@@ -222,6 +230,7 @@ class Flattened:
             {
                 "torsions": list(self.generator.system.torsions),
                 "metadynamics": {**asdict(how), "length_ps": length},
+                "ridge_degrees": how.ridge[:2],
                 "kj_mol": grid.round(6).tolist(),
             }
         )
@@ -233,11 +242,11 @@ class Flattened:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _checked(self, record: Record, path: Path, grid: Array) -> Record:
+    def _checked(self, record: Record, path: Path, bias: Bias) -> Record:
         g = self.generator
         if record.provenance.get("protocol") != g.protocol.as_json(g.system):
             raise SegmentError(f"{path} was made with another protocol: choose another output folder")
-        if record.provenance.get("bias_sum_kj_mol") != round(float(grid.sum()), 3):
+        if record.provenance.get("bias_sum_kj_mol") != round(float(bias.kj_mol.sum()), 3):
             raise SegmentError(f"{path} was made with another bias: choose another output folder")
         if not record.state_xml:
             raise SegmentError(f"{path} is a compact copy, from which a walker cannot go on")

@@ -1,4 +1,4 @@
-"""What walkers on a flattened surface released: paths of equilibrium MD, and the bias; without OpenMM."""
+"""What walkers on a flattened surface visited and released, and their bias; without OpenMM."""
 
 from __future__ import annotations
 
@@ -6,105 +6,129 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from training.reference_md.segments import BIAS, GAS_CONSTANT, NM, read_record
+from training.reference_md.segments import BIAS, GAS_CONSTANT, NM, Record, read_record
 from zoo.errors import StructureError
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Release:
-    """A path of plain MD through the place at which a walker was cloned.
+class Block:
+    """A stretch of a walker, and the paths of plain MD that were released from it.
 
     Attributes
     ----------
-    positions : (n_frames, n_atoms, 3) float32, Å; the walker was cloned at the frame in the middle.
-    dt : ps between frames.
-    bias : V / kT at the middle.
-    block : name of its file.
+    name : of its file.
+    visited : (n, 2) torsions of the walker, degrees, at equal times.
+    bias : (n,) V / kT there.
+    paths : (n_paths, n_frames, n_atoms, 3) float32, Å; the walker was cloned at the frame in the middle.
+    released : (n_paths,) V / kT there.
+    dt : ps between the frames of a path.
     """
 
-    positions: npt.NDArray[np.float32]
+    name: str
+    visited: Array
+    bias: Array
+    paths: npt.NDArray[np.float32]
+    released: Array
     dt: float
-    bias: float
-    block: str
 
 
-def read_releases(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Release]:
-    """The releases of all blocks whose names match one of the patterns.
+def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]:
+    """The blocks of a folder whose names match one of the patterns.
 
     Raises
     ------
-    StructureError : no such block, one that is damaged, or one that holds no pairs.
+    StructureError : no such block, one that is damaged, or blocks that differ in their paths.
     """
-    paths = sorted({path for name in names for path in folder.glob(f"{name}.npz")})
-    if not paths:
+    files = sorted({path for name in names for path in folder.glob(f"{name}.npz")})
+    if not files:
         raise StructureError(f"{folder} has no block {', '.join(names)}: give the output of flattened MD")
     found = []
-    for path in paths:
-        record = read_record(path)
+    for path in files:
         try:
-            bias = np.array(record.provenance["bias_kj_mol"], dtype=np.float64)
-            kt = GAS_CONSTANT * float(record.provenance["protocol"]["production"]["temperature_k"])
-            n = 2 * len(bias)
-            if "pairs" not in record.provenance or record.provenance["pieces"] != n or n == 0:
-                raise ValueError("it holds no pairs of pieces")
-            if len(record.pos_nm) % n or not np.isfinite(bias).all() or not kt > 0:
-                raise ValueError(
-                    f"{len(record.pos_nm)} frames are not {n} pieces, or their bias is no number"
-                )
-        except (KeyError, TypeError, ValueError) as error:
+            found.append(_block(path.stem, read_record(path)))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StructureError(f"{path} is no block of flattened MD: {error}") from None
-        pairs = np.split(record.pos_nm * np.float32(NM), n)
-        for k, v in enumerate(bias / kt):
-            path_through = np.concatenate([pairs[2 * k + 1][:0:-1], pairs[2 * k]])
-            found.append(Release(path_through, record.dt_ps, float(v), path.stem))
+        if (found[-1].paths.shape[1:], found[-1].dt) != (found[0].paths.shape[1:], found[0].dt):
+            raise StructureError(f"the paths of {path} are not like those of {files[0].name}")
     return found
+
+
+def _block(name: str, record: Record) -> Block:
+    """`KeyError`, `TypeError` or `ValueError` say what is wrong."""
+    told: dict[str, Any] = record.provenance
+    kt = GAS_CONSTANT * float(told["protocol"]["production"]["temperature_k"])
+    walk = np.array(told["visited"], dtype=np.float64)
+    released = np.array(told["bias_kj_mol"], dtype=np.float64)
+    n = 2 * len(released)
+    if released.ndim != 1 or n == 0 or told["pieces"] != n or len(record.pos_nm) % n:
+        raise ValueError(f"{len(record.pos_nm)} frames are not the pairs of {len(released)} releases")
+    if walk.ndim != 2 or walk.shape[1] != 3 or not len(walk):
+        raise ValueError("what the walker visited is no list of phi, psi and bias")
+    if not (np.isfinite(walk).all() and np.isfinite(released).all() and kt > 0):
+        raise ValueError("a bias, an angle or the temperature is no number")
+    pieces = (record.pos_nm * np.float32(NM)).reshape(n, -1, *record.pos_nm.shape[1:])
+    paths = np.concatenate([pieces[1::2, :0:-1], pieces[::2]], axis=1)
+    return Block(name, walk[:, :2], walk[:, 2] / kt, paths, released / kt, record.dt_ps)
 
 
 @dataclass(frozen=True)
 class Bias:
-    """The bias V / kT of two torsions, on a grid (n, n) at the angles 0, 360 / n, ... degrees."""
+    """The bias of the first two torsions.
 
-    grid: Array
+    Attributes
+    ----------
+    kj_mol : (n, n) at the angles 0, 360 / n, ... degrees.
+    ridge : where the barrier of the first torsion is, and how far it reaches to either side, degrees.
+    """
+
+    kj_mol: Array
+    ridge: tuple[float, float]
 
     @classmethod
-    def read(cls, folder: Path, temperature: float = 300.0) -> Bias:
-        """Of a folder of flattened MD; see `read_bias`."""
-        return cls(read_bias(folder) / (GAS_CONSTANT * temperature))
+    def read(cls, folder: Path) -> Bias:
+        """Of a folder of flattened MD.
+
+        Raises
+        ------
+        StructureError : there is none, or it makes no sense.
+        """
+        path = folder / BIAS
+        try:
+            data = json.loads(path.read_text())
+            grid = np.array(data["kj_mol"], dtype=np.float64)
+            center, width = (float(each) for each in data["ridge_degrees"])
+            if grid.ndim != 2 or len(set(grid.shape)) != 1 or not np.isfinite([*grid.ravel(), center]).all():
+                raise ValueError("kj_mol is not a square table of numbers")
+            if not 0 < width < 180:
+                raise ValueError(f"a ridge cannot reach {width} degrees to either side")
+        except FileNotFoundError:
+            raise StructureError(f"{path} does not exist: learn the bias first (--learn)") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StructureError(f"{path} cannot be read as a bias: {error}") from None
+        return cls(grid, (center, width))
+
+    def on_ridge(self, angle: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Whether values of the first torsion (degrees) are on the barrier: there walkers are cloned."""
+        center, width = self.ridge
+        away = (np.asarray(angle, dtype=np.float64) - center + 180.0) % 360.0 - 180.0
+        return np.asarray(np.abs(away) <= width)
 
     def at(self, angles: Array) -> Array:
-        """(...,) of angles (..., 2) in degrees, linear between the points of the grid."""
-        n = len(self.grid)
+        """(...,) kJ/mol of angles (..., 2) in degrees, linear between the points of the grid."""
+        grid, n = self.kj_mol, len(self.kj_mol)
         x = (np.asarray(angles) % 360.0) * (n / 360.0)
         low = np.floor(x).astype(np.int64)
         f, (i, j) = x - low, (low[..., 0] % n, low[..., 1] % n)
         k, m = (i + 1) % n, (j + 1) % n
         a, b = f[..., 0], f[..., 1]
         return np.asarray(
-            (1 - a) * ((1 - b) * self.grid[i, j] + b * self.grid[i, m])
-            + a * ((1 - b) * self.grid[k, j] + b * self.grid[k, m])
-        )
-
-
-def read_bias(folder: Path) -> Array:
-    """(n, n) kJ/mol at the torsions 0, 360 / n, ... degrees, of a folder of flattened MD.
-
-    Raises
-    ------
-    StructureError : there is none, or it is no square table of numbers.
-    """
-    path = folder / BIAS
-    try:
-        grid = np.array(json.loads(path.read_text())["kj_mol"], dtype=np.float64)
-    except FileNotFoundError:
-        raise StructureError(f"{path} does not exist: learn the bias first (--learn)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StructureError(f"{path} cannot be read as a bias: {error}") from None
-    if grid.ndim != 2 or len(set(grid.shape)) != 1 or not np.isfinite(grid).all():
-        raise StructureError(f"{path} is not a square table of numbers")
-    return grid
+            (1 - a) * ((1 - b) * grid[i, j] + b * grid[i, m])
+            + a * ((1 - b) * grid[k, j] + b * grid[k, m])
+        )  # fmt: skip

@@ -92,7 +92,7 @@ def read_segments(folder: str | os.PathLike[str]) -> list[Segment]:
 def _n_pieces(record: Record, path: Path) -> int:
     """How many pieces of MD, which do not go on into each other, a file holds."""
     n = record.provenance.get("pieces", 1)
-    if not isinstance(n, int) or n < 1 or len(record.pos_nm) % n:
+    if type(n) is not int or n < 1 or len(record.pos_nm) % n:
         raise StructureError(
             f"{path} says that its {len(record.pos_nm)} frames are {n} pieces: it is damaged"
         )

@@ -18,16 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from training.benchmarks.barriers.crossings import Key, Paths, estimates, numbered
+from training.benchmarks.barriers.crossings import Key, estimates, walks
 from training.benchmarks.kinetics.__main__ import interval
 from training.metrics import record
-from training.reference_md.releases import Bias, read_releases
+from training.reference_md.releases import Bias, read_blocks
 from zoo.analysis.basins import alanine_basins
 from zoo.analysis.bootstrap import Estimate
 from zoo.analysis.dihedrals import choose_dihedrals
-from zoo.analysis.kinetics import torsions
 from zoo.checkpoint import read_config, read_metrics
 from zoo.errors import ZooError
 from zoo.score_dynamics import ScoreDynamics
@@ -108,24 +105,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
-    releases = read_releases(args.releases, args.blocks)
-    quadruples = choose_dihedrals(model.molecule, None).quadruples
-    sites = list(model.molecule.sites)
-    paths = Paths(
-        np.stack([torsions(each.positions[:, sites].astype(np.float64), quadruples) for each in releases]),
-        np.array([each.bias for each in releases]),
-        numbered([each.block for each in releases]),
-        releases[0].dt,
-    )
-    md, crossing = estimates(
-        paths, Bias.read(args.releases), alanine_basins(), args.resamples, seed=args.seed
-    )
+    blocks = read_blocks(args.releases, args.blocks)
+    data = walks(blocks, model.molecule.sites, choose_dihedrals(model.molecule, None).quadruples)
+    md, crossing = estimates(data, Bias.read(args.releases), alanine_basins(), args.resamples, args.seed)
     table = rows(md, recorded_rollout(args.checkpoint))
-    half = paths.angles.shape[1] // 2 * paths.dt
-    ns = 2 * half * len(releases) / 1000
+    n, half = len(data.paths), data.paths.shape[1] // 2 * data.dt
     print(
-        f"{len(releases)} releases in {paths.n_blocks} blocks, {ns:.1f} ns of plain MD; {crossing.events} on "
-        f"transition paths, {crossing.unresolved} not resolved within {half:g} ps"
+        f"{len(blocks)} blocks: {len(data.visited)} frames of walkers, {n} releases, {crossing.events} of "
+        f"them on transition paths, {crossing.unresolved} not resolved within {half:g} ps"
     )
     for row in table:
         print(
@@ -143,9 +130,9 @@ def _run(args: argparse.Namespace) -> int:
             f"--blocks {names} --resamples {args.resamples} --seed {args.seed}",
             seed=args.seed,
             extra={
-                "releases": len(releases),
-                "blocks": paths.n_blocks,
-                "released_ns": ns,
+                "blocks": len(blocks),
+                "visited": len(data.visited),
+                "releases": n,
                 "on_transition_paths": crossing.events,
                 "unresolved": crossing.unresolved,
             },
