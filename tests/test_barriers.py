@@ -56,9 +56,10 @@ def angles_of(states: npt.NDArray[np.int64]) -> Array:
     return np.stack([phi, np.full(states.shape, PSI)], -1)
 
 
-def exact_rate() -> tuple[float, float]:
+def exact_rate(every: int = 1) -> tuple[float, float]:
     """Transitions per step from the core of phi < 0 to that of phi > 0, and the population of phi < 0."""
     pi, t = chain()
+    t = np.linalg.matrix_power(t, every)
     basins = alanine_basins()
     at = angles_of(np.arange(N))
     core, region = basins.grouped(basins.cores(at)), basins.grouped(basins.regions(at))
@@ -67,7 +68,7 @@ def exact_rate() -> tuple[float, float]:
     q[between] = np.linalg.solve(
         np.eye(between.sum()) - t[np.ix_(between, between)], t[between][:, core == 1].sum(1)
     )
-    return float((pi[:, None] * t)[core == 0].sum(0) @ q), float(pi[region == 0].sum())
+    return float((pi[:, None] * t)[core == 0].sum(0) @ q) / every, float(pi[region == 0].sum())
 
 
 def walked(n: int, n_blocks: int = 40, seed: int = 0, length: int = 250) -> Walks:
@@ -88,7 +89,9 @@ def walked(n: int, n_blocks: int = 40, seed: int = 0, length: int = 250) -> Walk
             states.append(x)
         halves.append(np.stack(states, 1))
     path = np.concatenate([halves[1][:, :0:-1], halves[0]], 1)
-    return Walks(angles_of(visited), SLOPED[visited], block, angles_of(path), block[released], 1.0)
+    return Walks(
+        angles_of(visited), SLOPED[visited], block, angles_of(path), SLOPED[start], block[released], 1.0, KT
+    )
 
 
 def bias(width: float = 25.0) -> Bias:
@@ -101,7 +104,7 @@ def test_rates_and_populations_are_those_of_the_exact_chain(width: float) -> Non
     rate, left = exact_rate()
     # in a run as long as all the paths together there would most likely be no transition at all
     assert 1 / rate > 2 * 10**6
-    found, crossing = estimates(walked(8000), bias(width), alanine_basins(), n_resamples=400)
+    found, crossing = estimates(walked(8000), bias(width), alanine_basins(), 1.0, n_resamples=400)
     assert crossing.events > 50
     assert found["group population", "phi < 0"].value == pytest.approx(left, rel=0.03)
     over = found["group mfpt", "phi < 0 → phi > 0"]
@@ -113,24 +116,52 @@ def test_rates_and_populations_are_those_of_the_exact_chain(width: float) -> Non
     assert over.events == crossing.events
 
 
+def test_rates_are_those_of_what_is_seen_at_every_so_many_steps() -> None:
+    every = 60
+    rate, left = exact_rate(every)
+    assert rate < 0.95 * exact_rate()[0]  # some are there and back again in between
+    found, crossing = estimates(walked(8000), bias(), alanine_basins(), float(every), n_resamples=200)
+    assert crossing.unresolved < 20
+    assert found["group mfpt", "phi < 0 → phi > 0"].value == pytest.approx(left / rate, rel=0.2)
+
+
+def test_an_error_of_the_bias_on_paths_does_not_matter() -> None:
+    """What was felt is written down; a table that is off by a constant, or by a slope, changes nothing."""
+    rate, left = exact_rate()
+    data = walked(8000)
+    off = replace(bias(), kj_mol=bias().kj_mol + KT * (0.7 + 0.4 * np.sin(np.radians(PHI)))[:, None])
+    found, _ = estimates(data, off, alanine_basins(), 1.0, n_resamples=100)
+    assert found["group mfpt", "phi < 0 → phi > 0"].value == pytest.approx(left / rate, rel=0.2)
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rate, left = exact_rate()
     inside = 0
     for seed in range(30):
-        found, _ = estimates(walked(1500, 20, seed), bias(), alanine_basins(), n_resamples=200, seed=seed)
+        found, _ = estimates(
+            walked(1500, 20, seed), bias(), alanine_basins(), 1.0, n_resamples=200, seed=seed
+        )
         inside += bool(found["group mfpt", "phi < 0 → phi > 0"].contains(left / rate))
     assert inside >= 25
 
 
-def test_a_transition_is_shared_among_the_frames_of_its_path_on_the_ridge() -> None:
+def test_a_transition_is_shared_among_its_moments_on_the_ridge() -> None:
     flat = Bias(np.zeros((4, 4)), (0.0, 25.0))
     groups = np.array([[0, -1, -1, -1, 1], [0, -1, -1, -1, 0], [0, 0, 0, -1, 1], [-1, -1, -1, -1, 1]])
-    paths = np.zeros((4, 5, 2))
-    found = crossings(paths, flat, groups, KT)
+    paths = np.where(groups < 0, 0.0, 60.0)[..., None] * np.ones(2)
+    none = np.zeros(4)
+    data = Walks(np.zeros((4, 2)), none, none.astype(int), paths, none, none.astype(int), 0.2, KT)
+    found = crossings(data, flat, groups)
     np.testing.assert_allclose(found.share, [1 / 3, 0, 0, 0])
     assert (found.events, found.unresolved) == (1, 1)
-    paths[0, 1, 0] = 26.0  # no walker would be cloned there
-    np.testing.assert_allclose(crossings(paths, flat, groups, KT).share, [1 / 2, 0, 0, 0])
+    data.paths[0, 1, 0] = 26.0  # no walker would be cloned there
+    np.testing.assert_allclose(crossings(data, flat, groups).share, [1 / 2, 0, 0, 0])
+    # every second frame: from frame 0 both ends are seen, from frame 1 neither
+    found = crossings(data, flat, groups, 2)
+    np.testing.assert_allclose(found.share, [1 / 4, 0, 0, 0])
+    assert found.unresolved == 3
+    with pytest.raises(StructureError, match="too short to look at every 3 frames"):
+        crossings(data, flat, groups, 3)
 
 
 def test_the_bias_is_linear_between_its_points_and_goes_around() -> None:
@@ -146,10 +177,10 @@ def test_a_ridge_goes_around_too() -> None:
 
 def test_few_blocks_and_no_crossing_are_told() -> None:
     data = walked(300, 3, length=10)
-    found, crossing = estimates(data, bias(), alanine_basins(), n_resamples=100)
+    found, crossing = estimates(data, bias(), alanine_basins(), 1.0, n_resamples=100)
     assert found["population", "alpha-R"].low is None
-    still = replace(data, paths=data.paths[:, 10:11])
-    found, crossing = estimates(still, bias(), alanine_basins(), n_resamples=100)
+    still = replace(data, paths=data.paths[:, 9:12])
+    found, crossing = estimates(still, bias(), alanine_basins(), 1.0, n_resamples=100)
     assert crossing.events == 0 and crossing.unresolved > 0
     assert found["group mfpt", "phi < 0 → phi > 0"].value is None
     assert found["group mfpt", "phi < 0 → phi > 0"].note == "no events"
@@ -157,12 +188,18 @@ def test_few_blocks_and_no_crossing_are_told() -> None:
 
 def test_paths_without_a_middle_and_basins_without_two_groups_are_refused() -> None:
     with pytest.raises(StructureError, match="none in the middle"):
-        crossings(np.zeros((10, 4, 2)), bias(), np.zeros((10, 4), dtype=np.int64), KT)
+        crossings(walked(100, 2, length=2), bias(), np.zeros((10, 4), dtype=np.int64))
     with pytest.raises(StructureError, match="two groups"):
-        estimates(walked(100, 2, length=2), bias(), Basins(alanine_basins().basins))
+        estimates(walked(100, 2, length=2), bias(), Basins(alanine_basins().basins), 1.0)
+    with pytest.raises(StructureError, match="no multiple"):
+        estimates(walked(100, 2, length=2), bias(), alanine_basins(), 1.3)
 
 
 # --- files --------------------------------------------------------------------------------------------
+
+
+def bias_of_none() -> Bias:
+    return Bias(np.zeros((1, 1)), (0.0, 25.0))
 
 
 def block(n_pairs: int = 3, n_frames: int = 4, **more: object) -> Record:
@@ -174,6 +211,8 @@ def block(n_pairs: int = 3, n_frames: int = 4, **more: object) -> Record:
         "pieces": 2 * n_pairs,
         "visited": [[-80.0, 20.0, 5 * KT], [60.0, 20.0, 0.0], [0.0, 20.0, 0.0]],
         "bias_kj_mol": [KT * k for k in range(n_pairs)],
+        "walker": {"number": 0, "visited_every_ps": 60.0},
+        "bias_sha256": bias_of_none().sha256,
         **more,
     }
     return Record(x, 0.2, (0.0, 0.0), 2.1, 800, provenance)
@@ -200,7 +239,8 @@ def test_a_pair_is_read_as_one_path_and_as_two_segments(tmp_path: Path) -> None:
     "wrong",
     [{"bias_kj_mol": [0.0]}, {"bias_kj_mol": [0.0, float("nan"), 1.0]}, {"bias_kj_mol": "none"},
      {"bias_kj_mol": []}, {"visited": []}, {"visited": [[1.0, 2.0]]}, {"visited": [[1.0, 2.0, None]]},
-     {"visited": 3}, {"protocol": {}}, {"pieces": 5}],
+     {"visited": 3}, {"protocol": {}}, {"pieces": 5}, {"walker": {}},
+     {"protocol": {"production": {"temperature_k": float("inf")}}}],
 )  # fmt: skip
 def test_blocks_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     write_record(tmp_path / "flat-00000.npz", block(**wrong))
@@ -213,7 +253,7 @@ def test_blocks_of_different_paths_and_none_at_all_are_refused(tmp_path: Path) -
         read_blocks(tmp_path)
     write_record(tmp_path / "flat-00000.npz", block())
     write_record(tmp_path / "flat-00001.npz", block(n_frames=6))
-    with pytest.raises(StructureError, match=r"flat-00001.npz are not like those of flat-00000.npz"):
+    with pytest.raises(StructureError, match=r"flat-00001.npz is not like flat-00000.npz"):
         read_blocks(tmp_path)
 
 
@@ -270,20 +310,21 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     model = ScoreDynamics.from_pretrained(str(folder))
     x = load_start(Path(zoo.__file__).parent / "data" / "alanine-dipeptide.pdb", model.molecule)
     for k in range(6):
-        one = block()
+        one = block(n_frames=11)
         one.pos_nm[:, list(model.molecule.sites)] = x / NM
         write_record(tmp_path / f"flat-00{k:03d}.npz", one)
     (tmp_path / BIAS).write_text(json.dumps({"kj_mol": [[0.0]], "ridge_degrees": [0, 25]}))
     assert main([str(folder), "--releases", str(tmp_path), "--blocks", "flat-00*", "--record"]) == 0
     section = json.loads((folder / "metrics.json").read_text())["sections"]["barriers"]
-    assert (section["blocks"], section["visited"], section["releases"]) == (6, 18, 18)
+    assert (section["stretches"], section["visited"], section["releases"]) == (3, 18, 18)
+    assert section["seen_every_ps"] == 1.0
     assert section["on_transition_paths"] == 0
     assert "--blocks 'flat-00*'" in section["command"]
     found = {(each["kind"], each["name"]): each for each in section["results"]}
     assert found["group population", "alpha-R within phi < 0"]["rollout"] == 1.0
     assert found["population", "alpha-L"]["md"] == pytest.approx(2 / (np.exp(5) + 2))
     assert found["population", "C7ax"]["md_interval"] == "no events"
-    assert "6 blocks: 18 frames of walkers, 18 releases" in capsys.readouterr().out
+    assert "3 stretches of walkers: 18 frames, 18 releases" in capsys.readouterr().out
 
 
 def test_figures_of_other_weights_are_not_compared(

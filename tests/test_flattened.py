@@ -88,6 +88,26 @@ def test_a_block_holds_pairs_that_part_from_the_same_frame(vacuum: Any) -> None:
     assert through > there
 
 
+def test_without_friction_the_second_clone_goes_back_where_the_walker_came_from(vacuum: Any) -> None:
+    """And so a pair is one path: the way of the walker, on without bias, and the same way back."""
+    protocol = replace(vacuum.protocol, friction=0.0)
+    generator = replace(vacuum, protocol=protocol)
+    walker = flattened._Walker(generator, ridge(), 0)
+    walker.seed(0)
+    walker.take(generator._prepare(0).state_xml)
+    walker.integrator.setFriction(0.0)
+    walker.step(0.2, {0})
+    before = walker.solute()
+    walker.step(0.2, {0})
+    middle = walker.context.getState(positions=True, velocities=True)
+    _, back = walker.velocities(middle)
+    walker.context.setVelocities(back)
+    walker.context.applyVelocityConstraints(1e-6)
+    walker.step(0.2, {0})
+    assert np.abs(walker.solute() - before).max() < 1e-4
+    assert np.abs(before - simulation._positions(middle)[:22]).max() > 5e-3
+
+
 def test_it_is_written_down_where_a_walker_was_and_it_is_cloned_on_the_ridge_only(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(0, 3)
     bias = Bias.read(vacuum.folder)

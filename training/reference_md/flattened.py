@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -190,11 +191,13 @@ class Flattened:
             if not bias.on_ridge(phi):
                 continue
             kept = moving.context.getState(positions=True, velocities=True)
+            there, back = moving.velocities(kept)
             heights.append(visited[-1][2])
             moving.integrator.setFriction(p.friction / unit.picosecond)
-            for sign in (1.0, -1.0):
+            for velocities in (there, back):
                 moving.context.setState(kept)
-                moving.context.setVelocities(sign * kept.getVelocities(asNumpy=True))
+                moving.context.setVelocities(velocities)
+                moving.context.applyVelocityConstraints(moving.integrator.getConstraintTolerance())
                 frames.append(here)
                 for _ in range(round(LENGTH / p.frame_interval)):
                     moving.step(p.frame_interval, _PLAIN)
@@ -217,7 +220,7 @@ class Flattened:
                 "walker": {"number": walker, "block": block, "visited_every_ps": EVERY},
                 "visited": visited,  # phi and psi in degrees, bias in kJ/mol
                 "bias_kj_mol": heights,
-                "bias_sum_kj_mol": round(float(bias.kj_mol.sum()), 3),
+                "bias_sha256": bias.sha256,
                 "torsions": list(g.system.torsions),
                 "runs": [g._this_run(0)],
             },
@@ -246,7 +249,7 @@ class Flattened:
         g = self.generator
         if record.provenance.get("protocol") != g.protocol.as_json(g.system):
             raise SegmentError(f"{path} was made with another protocol: choose another output folder")
-        if record.provenance.get("bias_sum_kj_mol") != round(float(bias.kj_mol.sum()), 3):
+        if record.provenance.get("bias_sha256") != bias.sha256:
             raise SegmentError(f"{path} was made with another bias: choose another output folder")
         if not record.state_xml:
             raise SegmentError(f"{path} is a compact copy, from which a walker cannot go on")
@@ -283,6 +286,8 @@ class _Walker:
             self.n_atoms = len(state.getPositions())
             system = self._g.openmm_system(self._g.solvated_topology(self.n_atoms, self._g.system.box_edge))
             system.addForce(self._force)
+            masses = [system.getParticleMass(i).value_in_unit(unit.amu) for i in range(self.n_atoms)]
+            self._inverse_masses = np.array([1.0 / m if m > 0 else 0.0 for m in masses])
             self.context = openmm.Context(system, self.integrator, self._g._platform, self._g._properties)
             self._built = True
         self.integrator.setRandomNumberSeed(self._seed)
@@ -292,6 +297,16 @@ class _Walker:
     def step(self, time_ps: float, groups: set[int]) -> None:
         self.integrator.setIntegrationForceGroups(groups)
         self.integrator.step(round(1000 * time_ps / self._g.protocol.timestep))
+
+    def velocities(self, state: Any) -> tuple[Any, Any]:
+        """With which a clone goes on without the bias, and with which another one goes back.
+
+        The integrator's velocities are half a step older than its positions (leap-frog), so those of the
+        way back are the ones of half a step later, reversed.
+        """
+        plain = self.context.getState(forces=True, groups=_PLAIN).getForces(asNumpy=True)
+        v, dt = state.getVelocities(asNumpy=True), self.integrator.getStepSize()
+        return v, -(v + dt * plain * self._inverse_masses[:, None] / unit.amu)
 
     def solute(self) -> Array:
         """(n_solute, 3) nm."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,10 @@ class Block:
     paths : (n_paths, n_frames, n_atoms, 3) float32, Å; the walker was cloned at the frame in the middle.
     released : (n_paths,) V / kT there.
     dt : ps between the frames of a path.
+    kt : kJ/mol.
+    every : ps between what was visited.
+    walker : its number.
+    bias_sha256 : of the bias that it felt, see `Bias.sha256`.
     """
 
     name: str
@@ -37,6 +43,10 @@ class Block:
     paths: npt.NDArray[np.float32]
     released: Array
     dt: float
+    kt: float
+    every: float
+    walker: int
+    bias_sha256: str
 
 
 def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]:
@@ -46,7 +56,7 @@ def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]
     ------
     StructureError : no such block, one that is damaged, or blocks that differ in their paths.
     """
-    files = sorted({path for name in names for path in folder.glob(f"{name}.npz")})
+    files = sorted(p for p in folder.glob("*.npz") if any(fnmatch.fnmatchcase(p.stem, n) for n in names))
     if not files:
         raise StructureError(f"{folder} has no block {', '.join(names)}: give the output of flattened MD")
     found = []
@@ -55,9 +65,15 @@ def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]
             found.append(_block(path.stem, read_record(path)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StructureError(f"{path} is no block of flattened MD: {error}") from None
-        if (found[-1].paths.shape[1:], found[-1].dt) != (found[0].paths.shape[1:], found[0].dt):
-            raise StructureError(f"the paths of {path} are not like those of {files[0].name}")
+        if _kind(found[-1]) != _kind(found[0]):
+            raise StructureError(
+                f"{path} is not like {files[0].name}: it has other atoms, times, temperature or bias"
+            )
     return found
+
+
+def _kind(block: Block) -> tuple[object, ...]:
+    return block.paths.shape[1:], block.dt, block.kt, block.every, block.bias_sha256
 
 
 def _block(name: str, record: Record) -> Block:
@@ -71,11 +87,13 @@ def _block(name: str, record: Record) -> Block:
         raise ValueError(f"{len(record.pos_nm)} frames are not the pairs of {len(released)} releases")
     if walk.ndim != 2 or walk.shape[1] != 3 or not len(walk):
         raise ValueError("what the walker visited is no list of phi, psi and bias")
-    if not (np.isfinite(walk).all() and np.isfinite(released).all() and kt > 0):
+    if not (np.isfinite(walk).all() and np.isfinite(released).all() and 0 < kt < np.inf):
         raise ValueError("a bias, an angle or the temperature is no number")
     pieces = (record.pos_nm * np.float32(NM)).reshape(n, -1, *record.pos_nm.shape[1:])
     paths = np.concatenate([pieces[1::2, :0:-1], pieces[::2]], axis=1)
-    return Block(name, walk[:, :2], walk[:, 2] / kt, paths, released / kt, record.dt_ps)
+    every, walker = float(told["walker"]["visited_every_ps"]), int(told["walker"]["number"])
+    sha, dt = str(told["bias_sha256"]), record.dt_ps
+    return Block(name, walk[:, :2], walk[:, 2] / kt, paths, released / kt, dt, kt, every, walker, sha)
 
 
 @dataclass(frozen=True)
@@ -110,9 +128,15 @@ class Bias:
                 raise ValueError(f"a ridge cannot reach {width} degrees to either side")
         except FileNotFoundError:
             raise StructureError(f"{path} does not exist: learn the bias first (--learn)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise StructureError(f"{path} cannot be read as a bias: {error}") from None
         return cls(grid, (center, width))
+
+    @property
+    def sha256(self) -> str:
+        """By which blocks say under which bias they were made."""
+        text = json.dumps([self.kj_mol.tolist(), list(self.ridge)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def on_ridge(self, angle: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Whether values of the first torsion (degrees) are on the barrier: there walkers are cloned."""

@@ -4,10 +4,10 @@
     python -m training.benchmarks.barriers FOLDER --releases flat --blocks 'flat-01*' --record
 
 Tens of nanoseconds of MD hold one or two crossings of a high barrier, which is no reference for the rates
-of a propagator.  Here the reference is what walkers on a flattened surface released
-(`training.reference_md.flattened`): how populations and mean first-passage times follow is in `crossings`.
-The propagator's figures are those of its long rollout, as `training.benchmarks.kinetics` recorded them for
-the same weights.
+of a propagator.  Here the reference is what walkers on a flattened surface visited and released
+(`training.reference_md.flattened`); `crossings.py` beside this file tells how populations and mean
+first-passage times follow.  The propagator's figures are those of its long rollout, which
+`training.benchmarks.kinetics --record` must have recorded for the same weights.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from zoo.checkpoint import read_config, read_metrics
 from zoo.errors import ZooError
 from zoo.score_dynamics import ScoreDynamics
 
+#: ps between frames of MD for propagators whose steps are longer than the released paths.
+SHORT_LAG = 1.0
 #: What the long rollout calls the same figure.
 _OF_ROLLOUT = {"population": "markov population"}
 
@@ -84,18 +86,18 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="folder of a propagator of alanine dipeptide")
     parser.add_argument("--releases", type=Path, required=True, metavar="FOLDER", help="of flattened MD")
     parser.add_argument(
         "--blocks", nargs="+", default=["flat-*"], metavar="NAME",
         help="blocks that were not trained on; * and ? match anything (default: all)",
     )  # fmt: skip
     parser.add_argument("--resamples", type=int, default=1000, help="for the intervals (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling (%(default)s)")
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
-    if args.resamples < 100:
-        parser.error("--resamples must be at least 100")
+    if args.resamples < 100 or args.seed < 0:
+        parser.error("--resamples must be at least 100, --seed at least 0")
     try:
         return _run(args)
     except ZooError as error:
@@ -106,14 +108,26 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     blocks = read_blocks(args.releases, args.blocks)
-    data = walks(blocks, model.molecule.sites, choose_dihedrals(model.molecule, None).quadruples)
-    md, crossing = estimates(data, Bias.read(args.releases), alanine_basins(), args.resamples, args.seed)
+    bias = Bias.read(args.releases)
+    if bias.sha256 != blocks[0].bias_sha256:
+        raise ZooError(f"the blocks in {args.releases} were made with another bias than the one there")
+    chosen = choose_dihedrals(model.molecule, None)
+    if not chosen.alanine_like:
+        raise ZooError(
+            f"{model.name} is of {model.molecule.formula}: basins are known for alanine dipeptide only"
+        )
+    data = walks(blocks, model.molecule.sites, chosen.quadruples)
+    # steps longer than the released paths cannot be seen in them
+    half = data.paths.shape[1] // 2 * data.dt
+    lag = model.lag_time if model.lag_time <= half else SHORT_LAG
+    md, crossing = estimates(data, bias, alanine_basins(), lag, args.resamples, args.seed)
     table = rows(md, recorded_rollout(args.checkpoint))
-    n, half = len(data.paths), data.paths.shape[1] // 2 * data.dt
+    n = len(data.paths)
     print(
-        f"{len(blocks)} blocks: {len(data.visited)} frames of walkers, {n} releases, {crossing.events} of "
-        f"them on transition paths, {crossing.unresolved} not resolved within {half:g} ps"
+        f"{data.n_units} stretches of walkers: {len(data.visited)} frames, {n} releases, {crossing.events} "
+        f"of them on transition paths, {crossing.unresolved} not resolved within {half:g} ps"
     )
+    print(f"transitions are counted in frames {lag:g} ps apart")
     for row in table:
         print(
             f"{row['kind']:17} {row['name']:24} MD {_shown(row['md']):>9} ({row['md_interval']}, "
@@ -126,11 +140,12 @@ def _run(args: argparse.Namespace) -> int:
             args.checkpoint,
             "barriers",
             table,
-            command=f"python -m training.benchmarks.barriers {model.name} --releases {args.releases.name} "
+            command=f"python -m training.benchmarks.barriers {args.checkpoint} --releases {args.releases} "
             f"--blocks {names} --resamples {args.resamples} --seed {args.seed}",
             seed=args.seed,
             extra={
-                "blocks": len(blocks),
+                "stretches": data.n_units,
+                "seen_every_ps": lag,
                 "visited": len(data.visited),
                 "releases": n,
                 "on_transition_paths": crossing.events,

@@ -3,22 +3,27 @@
 **Populations.**  A walker on U + V is at x with the density exp(-(U + V) / kT), so the share of a region is
 the sum of w = exp(V / kT) over its frames in it, over the sum of all.
 
-**Rates.**  In equilibrium let J be the number of transitions per time from A to B.  Between the last frame
-in A and the first one in B lies the transition path, a few frames long.  Walkers are cloned at every frame
-on the ridge of the barrier, over which all paths lead.  Share one transition among the frames s of its path
-on the ridge, g_s = exp(-V_s / kT) / sum_s' exp(-V_s' / kT); then J dt is the mean, over the frames of
-equilibrium, of g at those that are on transition paths:
+**Rates.**  Frames are looked at as often as a propagator makes them, ``lag`` apart.  In equilibrium let J be
+the number of transitions per time from A to B: of times at which the last frame in a core was in A and the
+next one is in B.  Between these two frames the molecule goes over the ridge of the barrier, where walkers are
+cloned.  Share one transition among the moments s between them at which it is on the ridge,
+g_s = exp(-V_s / kT) / sum_s' exp(-V_s' / kT); then J dt is the mean, over all moments of equilibrium, of g
+at those that belong to a transition, which for moments dt apart is
 
-    J = (1 / dt) sum over releases on a path from A to B of 1 / (sum over s of the path of exp(-V_s / kT))
-        / sum over all frames of walkers of w.
+    J = (1 / dt) sum over releases within a transition of 1 / (sum over s of exp(-V_s / kT))
+        / sum over all frames of walkers of w,
 
-This is exact for paths that are plain MD on both sides of the release, which pairs of clones with opposite
-velocities are; any other g would do, but this one has no rare and heavy terms (compare Hummer, J. Chem.
-Phys. 120, 516, 2004).  Paths there and back count alike, so J is the mean of both directions.  The mean
-first-passage time from A to B, counted as in `zoo.analysis.rates`, is the share of time since A was
-visited last over J, and over a high barrier that share is the population of A.
+the mean over all frames from which one may begin to count lags.  This is exact for paths that are plain MD on
+both sides of the release, which pairs of clones there and back are; any other g would do, but this one has no
+rare and heavy terms (compare Hummer, J. Chem. Phys. 120, 516, 2004).  Paths there and back count alike, so J
+is the mean of both directions.  The mean first-passage time from A to B, counted as in `zoo.analysis.rates`,
+is the share of time since A was visited last over J; over a high barrier that share is the population of A.
 
-Intervals resample whole blocks of walkers.
+Only transitions over the ridge are counted: for alanine dipeptide over phi = 0, where the other barrier, at
+120 degrees, is some 20 kJ/mol higher.
+
+**Intervals** resample stretches of walkers, consecutive blocks together until they are `STRETCH` ps long.
+The first `BURN_IN` ps of a walker do not count.
 """
 
 from __future__ import annotations
@@ -31,7 +36,6 @@ import numpy as np
 import numpy.typing as npt
 
 from training.reference_md.releases import Bias, Block
-from training.reference_md.segments import GAS_CONSTANT
 from zoo.analysis.basins import Basins
 from zoo.analysis.bootstrap import Estimate, estimate, resample
 from zoo.analysis.kinetics import torsions
@@ -40,7 +44,8 @@ from zoo.errors import StructureError
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Key = tuple[str, str]
-_TEMPERATURE = 300.0  # K
+#: ps; a walker forgets where it was within some hundreds.
+STRETCH, BURN_IN = 300.0, 100.0
 
 
 @dataclass(frozen=True)
@@ -49,33 +54,63 @@ class Walks:
 
     Attributes
     ----------
-    visited, bias, block : (n, 2) torsions at equal times, (n,) V / kT there, and (n,) the block, from 0.
-    paths, path_block : (n_paths, n_frames, 2), released at the frame in the middle, and (n_paths,) the block.
+    visited, bias, unit : (n, 2) torsions at equal times, (n,) V / kT there, and (n,) the stretch of a walker,
+        from 0.
+    paths, released, path_unit : (n_paths, n_frames, 2), released at the frame in the middle, (n_paths,)
+        V / kT there, and (n_paths,) the stretch.
     dt : ps between the frames of a path.
+    kt : kJ/mol.
     """
 
     visited: Array
     bias: Array
-    block: IntArray
+    unit: IntArray
     paths: Array
-    path_block: IntArray
+    released: Array
+    path_unit: IntArray
     dt: float
+    kt: float
 
     @property
-    def n_blocks(self) -> int:
-        return int(self.block.max()) + 1
+    def n_units(self) -> int:
+        return int(self.unit.max()) + 1
 
 
 def walks(blocks: Sequence[Block], sites: Sequence[int], quadruples: Sequence[Any]) -> Walks:
-    """Of blocks that were read; ``sites`` are the atoms to which ``quadruples`` of the torsions refer."""
-    number = np.arange(len(blocks))
+    """Of blocks that were read; ``sites`` are the atoms to which ``quadruples`` of the torsions refer.
+
+    Raises
+    ------
+    StructureError : the blocks are of another molecule, or no longer than the time that does not count.
+    """
+    if blocks[0].paths.shape[2] <= max(sites):
+        raise StructureError(f"the released MD is of {blocks[0].paths.shape[2]} atoms: another molecule")
+    kept: list[Block] = []
+    units: list[int] = []
+    unit = -1
+    for number in sorted({b.walker for b in blocks}):
+        mine = sorted((b for b in blocks if b.walker == number), key=lambda b: b.name)
+        age, length = 0.0, STRETCH
+        for b in mine:
+            age += b.every * len(b.visited)
+            if age <= BURN_IN:
+                continue
+            if length >= STRETCH:
+                unit, length = unit + 1, 0.0
+            length += b.every * len(b.visited)
+            kept.append(b)
+            units.append(unit)
+    if not kept:
+        raise StructureError(f"no walker is longer than the first {BURN_IN:g} ps, which do not count")
     return Walks(
-        np.concatenate([b.visited for b in blocks]),
-        np.concatenate([b.bias for b in blocks]),
-        np.repeat(number, [len(b.visited) for b in blocks]),
-        np.concatenate([_angles(b.paths[:, :, list(sites)], quadruples) for b in blocks]),
-        np.repeat(number, [len(b.paths) for b in blocks]),
-        blocks[0].dt,
+        np.concatenate([b.visited for b in kept]),
+        np.concatenate([b.bias for b in kept]),
+        np.repeat(units, [len(b.visited) for b in kept]),
+        np.concatenate([_angles(b.paths[:, :, list(sites)], quadruples) for b in kept]),
+        np.concatenate([b.released for b in kept]),
+        np.repeat(units, [len(b.paths) for b in kept]),
+        kept[0].dt,
+        kept[0].kt,
     )
 
 
@@ -86,13 +121,13 @@ def _angles(paths: npt.NDArray[np.float32], quadruples: Sequence[Any]) -> Array:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Transition paths between two groups among the releases.
+    """Transitions between two groups among the releases.
 
     Attributes
     ----------
-    share : (n_paths,) 1 / sum of exp(-V / kT) over the frames of the path on the ridge; 0 for releases that
-        are on none.
-    unresolved : releases whose path does not come to a core on both sides.
+    share : (n_paths,) 1 / sum of exp(-V / kT) over the moments of the transition on the ridge, the mean over
+        all frames from which one may begin to count lags; 0 for releases that are on none.
+    unresolved : releases whose path does not come to a core on both sides, from some of these frames.
     """
 
     share: Array
@@ -103,42 +138,50 @@ class Crossing:
         return int((self.share > 0).sum())
 
 
-def crossings(paths: Array, bias: Bias, groups: IntArray, kt: float) -> Crossing:
-    """Transition paths between two groups of cores.
+def crossings(data: Walks, bias: Bias, groups: IntArray, stride: int = 1) -> Crossing:
+    """Transitions between two groups of cores.
 
     Parameters
     ----------
-    paths : (n, n_frames, 2) degrees.
-    groups : (n, n_frames) group, 0 or 1, in a core of which each frame is; -1 outside of all cores.
-    kt : kJ/mol.
+    groups : (n_paths, n_frames) group, 0 or 1, in a core of which each frame is; -1 outside of all cores.
+    stride : frames of a path between those that are looked at.
 
     Raises
     ------
-    StructureError : the number of frames is even, so there is none in the middle.
+    StructureError : the number of frames is even, so there is none in the middle, or the stride is longer
+        than half a path.
     """
     n, n_frames = groups.shape
     if n_frames % 2 == 0:
         raise StructureError(f"paths of {n_frames} frames have none in the middle")
     middle = n_frames // 2
-    share, unresolved = np.zeros(n), 0
-    for k in np.flatnonzero(groups[:, middle] < 0):
+    if not 1 <= stride <= max(middle, 1):
+        raise StructureError(f"the released paths are too short to look at every {stride} frames of them")
+    boost = np.where(bias.on_ridge(data.paths[..., 0]), np.exp(-bias.at(data.paths) / data.kt), 0.0)
+    # exp(-V_s / kT) by the same interpolation as at the release, so that its error cancels
+    at_release = np.exp(-data.released)
+    share, lost = np.zeros(n), np.zeros(n, dtype=bool)
+    for k in np.flatnonzero(boost[:, middle] > 0):
         inside = np.flatnonzero(groups[k] >= 0)
-        before, after = inside[inside < middle], inside[inside > middle]
-        if not len(before) or not len(after):
-            unresolved += 1
-            continue
-        last, first = before[-1], after[0]
-        path = paths[k, last + 1 : first]
-        ridge = bias.on_ridge(path[:, 0])
-        if groups[k, last] != groups[k, first] and ridge[middle - last - 1]:
-            share[k] = 1.0 / np.exp(-bias.at(path[ridge]) / kt).sum()
-    return Crossing(share, unresolved)
+        for offset in range(stride):
+            seen = inside[(inside - middle - offset) % stride == 0]
+            before, after = seen[seen <= middle], seen[seen > middle]
+            if not len(before) or not len(after):
+                lost[k] = True
+            elif groups[k, before[-1]] != groups[k, after[0]]:
+                between = boost[k, before[-1] : after[0]].sum()
+                share[k] += boost[k, middle] / (between * at_release[k] * stride)
+    return Crossing(share, int(lost.sum()))
 
 
 def estimates(
-    data: Walks, bias: Bias, basins: Basins, n_resamples: int = 1000, seed: int = 0
+    data: Walks, bias: Bias, basins: Basins, lag: float, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[dict[Key, Estimate], Crossing]:
     """Populations of all basins and groups, and mean first-passage times between the two groups.
+
+    Parameters
+    ----------
+    lag : ps between the frames in which an arrival is seen.
 
     Returns
     -------
@@ -148,30 +191,34 @@ def estimates(
 
     Raises
     ------
-    StructureError : the basins are not in two groups, or the paths have no frame in the middle.
+    StructureError : the basins are not in two groups, the paths have no frame in the middle, or the lag is no
+        multiple of the time between their frames or too long for them.
     """
+    stride = round(lag / data.dt)
+    if stride < 1 or abs(stride * data.dt - lag) > 1e-6 * lag:
+        raise StructureError(f"a lag of {lag:g} ps is no multiple of the {data.dt:g} ps between frames")
     if len(basins.groups) != 2:
         raise StructureError("rates over a barrier need two groups of basins")
     flat = data.paths.reshape(-1, 2)
     groups = basins.grouped(basins.cores(flat)).reshape(data.paths.shape[:2])
-    crossing = crossings(data.paths, bias, groups, GAS_CONSTANT * _TEMPERATURE)
+    crossing = crossings(data, bias, groups, stride)
     region = basins.regions(data.visited)
     # scaled, for exp(V / kT) is large
     top = float(data.bias.max())
     w = np.exp(data.bias - top)
-    per_block = np.zeros((data.n_blocks, len(basins.names) + 2))
+    per_unit = np.zeros((data.n_units, len(basins.names) + 2))
     one_hot = region[:, None] == np.arange(len(basins.names))
-    np.add.at(per_block[:, :-2], data.block, w[:, None] * one_hot)
-    np.add.at(per_block[:, -2], data.block, w)
-    np.add.at(per_block[:, -1], data.path_block, 0.5 * crossing.share * np.exp(-top) / data.dt)
-    weights = np.vstack([np.ones(data.n_blocks), resample(data.n_blocks, n_resamples, seed)])
-    sums = weights @ per_block
+    np.add.at(per_unit[:, :-2], data.unit, w[:, None] * one_hot)
+    np.add.at(per_unit[:, -2], data.unit, w)
+    np.add.at(per_unit[:, -1], data.path_unit, 0.5 * crossing.share * np.exp(-top) / data.dt)
+    weights = np.vstack([np.ones(data.n_units), resample(data.n_units, n_resamples, seed)])
+    sums = weights @ per_unit
 
     def told(values: Array, events: IntArray) -> Estimate:
         return estimate(
             values[0],
             values[1:],
-            data.n_blocks,
+            data.n_units,
             events=len(events),
             units_with_events=len(np.unique(events)),
         )
@@ -182,15 +229,15 @@ def estimates(
         shares, rate = sums[:, :-2] / sums[:, -2:-1], sums[:, -1] / sums[:, -2]
         whole = [shares[:, ks].sum(1) for ks in members]
         for k, name in enumerate(basins.names):
-            found["population", name] = told(shares[:, k], data.block[region == k])
+            found["population", name] = told(shares[:, k], data.unit[region == k])
         for (name, _), ks, of_group in zip(basins.groups, members, whole, strict=True):
-            found["group population", name] = told(of_group, data.block[np.isin(region, ks)])
+            found["group population", name] = told(of_group, data.unit[np.isin(region, ks)])
             for k in ks:
                 found["group population", f"{basins.names[k]} within {name}"] = told(
-                    shares[:, k] / of_group, data.block[region == k]
+                    shares[:, k] / of_group, data.unit[region == k]
                 )
         for a, b in ((0, 1), (1, 0)):
             found["group mfpt", f"{basins.groups[a][0]} → {basins.groups[b][0]}"] = told(
-                whole[a] / rate, data.path_block[crossing.share > 0]
+                whole[a] / rate, data.path_unit[crossing.share > 0]
             )
     return found, crossing
