@@ -16,8 +16,8 @@ frame, with its weight.  So populations and rates over the barrier follow withou
 bias, which decides only how sure they are (`training.benchmarks.barriers`).  Propagators may learn from the
 clones, which start where transitions are decided.
 
-FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: `RELEASES` pairs one after the
-other, with what the walker visited in between and the state from which the next block goes on.  After a
+FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: ten pairs of clones one after
+the other, with what the walker visited in between and the state from which the next block goes on.  After a
 kill the same command makes what is missing.
 """
 
@@ -117,9 +117,18 @@ class Flattened:
             SegmentError: the molecule became unstable.
             zoo.ZooError: there is a bias already, or it cannot be written.
         """
-        how, g = how or Metadynamics(), self.generator
+        how = how or Metadynamics()
         if self.bias_path.exists():
             raise ZooError(f"{self.bias_path} is there already; all walkers of a folder share one bias")
+        try:
+            grid = self._learned(length, how, report)
+        except openmm.OpenMMException as error:
+            raise SegmentError(f"learning the bias failed ({' '.join(str(error).split())})") from None
+        self._write_bias(how.shaped(grid), how, length)
+
+    def _learned(self, length: float, how: Metadynamics, report: Callable[[str], None]) -> Array:
+        """(n_bins, n_bins) kJ/mol after so many ps."""
+        g = self.generator
         walker = _Walker(g, np.zeros((how.n_bins, how.n_bins)), 99)
         walker.seed(0)
         walker.take(g._prepare(_STREAM + 99).state_xml)
@@ -139,8 +148,8 @@ class Flattened:
             if (k + 1) % max(n_hills // 20, 1) == 0:
                 speed = (k + 1) * how.stride / (time.perf_counter() - begin)
                 report(f"{(k + 1) * how.stride:.0f} of {length:.0f} ps, hills of {height:.2f} kJ/mol, "
-                       f"{grid.max():.1f} kJ/mol deep, {speed:.2f} ps/s")  # fmt: skip
-        self._write_bias(how.shaped(grid), how, length)
+                       f"{grid.max():.1f} kJ/mol high, {speed:.2f} ps/s")  # fmt: skip
+        return grid
 
     def run(self, walker: int, n_blocks: int, report: Callable[[str], None] = lambda text: None) -> None:
         """Make the missing ones of the first ``n_blocks`` blocks of a walker.
@@ -160,9 +169,7 @@ class Flattened:
                 continue
             begin = time.perf_counter()
             try:
-                moving = moving or _Walker(
-                    self.generator, bias.kj_mol, walker, before.n_atoms_total if before else None
-                )
+                moving = moving or _Walker(self.generator, bias.kj_mol, walker)
                 before = self._block(moving, walker, block, before, bias)
             except openmm.OpenMMException as error:
                 raise SegmentError(
@@ -251,6 +258,10 @@ class Flattened:
             raise SegmentError(f"{path} was made with another protocol: choose another output folder")
         if record.provenance.get("bias_sha256") != bias.sha256:
             raise SegmentError(f"{path} was made with another bias: choose another output folder")
+        walker, pairs = record.provenance.get("walker", {}), 2 * RELEASES
+        n_frames = pairs * (1 + round(LENGTH / g.protocol.frame_interval))
+        if walker.get("visited_every_ps") != EVERY or len(record.pos_nm) != n_frames:
+            raise SegmentError(f"{path} is of another length or kind: choose another output folder")
         if not record.state_xml:
             raise SegmentError(f"{path} is a compact copy, from which a walker cannot go on")
         return record
@@ -259,7 +270,7 @@ class Flattened:
 class _Walker:
     """The solvated molecule in a context whose bias can be changed and left out."""
 
-    def __init__(self, generator: Generator, grid: Array, number: int, n_atoms: int | None = None) -> None:
+    def __init__(self, generator: Generator, grid: Array, number: int) -> None:
         self._g, self._number = generator, number
         self._n = len(grid)
         self._force = openmm.CMAPTorsionForce()
@@ -269,7 +280,7 @@ class _Walker:
         self._force.setForceGroup(1)
         self.integrator = generator._integrator(1.0, 1)
         self._seed, self._built = 1, False
-        self.n_atoms = n_atoms or 0
+        self.n_atoms = 0
 
     @staticmethod
     def _flat(grid: Array) -> list[float]:
@@ -332,16 +343,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("system", choices=sorted(SYSTEMS), help="the molecule: %(choices)s", metavar="SYSTEM")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="made if missing")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--learn", type=float, metavar="PS", help="learn the bias by so much MD")
+    what.add_argument(
+        "--learn", type=float, metavar="PS", help="learn the bias by so many ps of metadynamics"
+    )
     what.add_argument("--walker", type=int, metavar="W", help="make blocks of walker W, 0 to 98")
-    parser.add_argument("--blocks", type=int, default=50, metavar="N", help="of the walker (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU platform (%(default)s)")
-    parser.add_argument("--platform", choices=("auto", "CPU", "CUDA"), default="auto", help="(%(default)s)")
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=50,
+        metavar="N",
+        help="blocks to make in all, existing ones included (%(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="for OpenMM on CPU (%(default)s)")
+    parser.add_argument(
+        "--platform", choices=("auto", "CPU", "CUDA"), default="auto", help="of OpenMM (%(default)s)"
+    )
     args = parser.parse_args(arguments)
     if len(SYSTEMS[args.system].torsions) < 2:
         parser.error(f"{args.system} has fewer than two torsions")
-    if args.learn is not None and not 1 <= args.learn < 1e6:
-        parser.error("--learn must be at least 1 ps")
+    if args.learn is not None and not 1 <= args.learn <= 1e6:
+        parser.error("--learn must be 1 to 1000000 ps")
+    if args.threads < 1:
+        parser.error("--threads must be at least 1")
     if args.walker is not None and not 0 <= args.walker <= 98:
         parser.error("--walker must be 0 to 98")
     if not 1 <= args.blocks <= 1000:

@@ -26,7 +26,8 @@ def keep(folder: Path, output: Path) -> int:
 
     Raises
     ------
-    StructureError : no segment, or one that is damaged or differs from the one that was kept under its name.
+    StructureError : no segment, or one that is damaged or differs from the one that was kept under its name;
+        walkers on a flattened surface with another bias than those that are there.
     ZooError : the output cannot be written.
     """
     paths = sorted(folder.glob("*.npz"))
@@ -37,6 +38,8 @@ def keep(folder: Path, output: Path) -> int:
         for name in (TOPOLOGY, BIAS):
             if (folder / name).exists() and not (output / name).exists():
                 shutil.copyfile(folder / name, output / name)
+        if (folder / BIAS).exists() and (folder / BIAS).read_bytes() != (output / BIAS).read_bytes():
+            raise StructureError(f"{output} is of walkers that felt another bias: choose another folder")
     except OSError as error:
         raise ZooError(f"cannot write to {output}: {error.strerror or error}") from None
     written = 0
