@@ -142,17 +142,34 @@ def test_a_walker_that_was_stopped_goes_on_as_if_it_had_not(vacuum: Any, tmp_pat
     np.testing.assert_array_equal(whole.pos_nm, resumed.pos_nm)
 
 
-def test_blocks_of_another_bias_and_copies_are_refused(vacuum: Any) -> None:
+def test_copies_go_on_from_their_last_block(vacuum: Any) -> None:
+    with_bias(vacuum, ridge()).run(0, 2)
+    kept = vacuum.folder.parent / "kept"
+    assert keep(vacuum.folder, kept) == 2
+    assert (kept / BIAS).read_text() == (vacuum.folder / BIAS).read_text()
+    assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("*.npz"))] == [False, True]
+    flattened.Flattened(replace(vacuum, folder=kept)).run(0, 3)
+    flattened.Flattened(vacuum).run(0, 3)
+    whole, again = (read_record(folder / "flat-00002.npz") for folder in (vacuum.folder, kept))
+    np.testing.assert_array_equal(whole.pos_nm, again.pos_nm)
+    (kept / "flat-00002.npz").unlink()
+    assert keep(vacuum.folder, kept) == 2  # the third, and the second without its state
+    assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("*.npz"))] == [False, False, True]
+    assert keep(vacuum.folder, kept) == 0
+    assert len(read_blocks(kept)) == 3
+    (kept / "flat-00002.npz").unlink()
+    with pytest.raises(ZooError, match="compact copy without a state"):
+        flattened.Flattened(replace(vacuum, folder=kept)).run(0, 3)
+
+
+def test_blocks_of_another_bias_are_refused(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(0, 1)
     kept = vacuum.folder.parent / "kept"
     keep(vacuum.folder, kept)
-    assert (kept / BIAS).read_text() == (vacuum.folder / BIAS).read_text()
-    with pytest.raises(ZooError, match="compact copy"):
-        flattened.Flattened(replace(vacuum, folder=kept)).run(0, 2)
-    assert len(read_blocks(kept)[0].paths) == 3
     with pytest.raises(ZooError, match="another bias"):
         with_bias(vacuum, 1.5 * ridge() + 1.0).run(0, 2)
-    with_bias(vacuum, ridge())
+    with pytest.raises(ZooError, match="felt another bias"):
+        keep(vacuum.folder, kept)
     (vacuum.folder / BIAS).unlink()
     with pytest.raises(StructureError, match="learn the bias first"):
         flattened.Flattened(vacuum).run(0, 2)

@@ -167,6 +167,10 @@ class Flattened:
             if path.exists():
                 before = self._checked(read_record(path), path, bias)
                 continue
+            if before and not before.state_xml:
+                raise SegmentError(
+                    f"the block before {path.name} is a compact copy without a state from which to go on"
+                )
             begin = time.perf_counter()
             try:
                 moving = moving or _Walker(self.generator, bias.kj_mol, walker)
@@ -262,8 +266,6 @@ class Flattened:
         n_frames = pairs * (1 + round(LENGTH / g.protocol.frame_interval))
         if walker.get("visited_every_ps") != EVERY or len(record.pos_nm) != n_frames:
             raise SegmentError(f"{path} is of another length or kind: choose another output folder")
-        if not record.state_xml:
-            raise SegmentError(f"{path} is a compact copy, from which a walker cannot go on")
         return record
 
 
@@ -343,9 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("system", choices=sorted(SYSTEMS), help="the molecule: %(choices)s", metavar="SYSTEM")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="made if missing")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--learn", type=float, metavar="PS", help="learn the bias by so many ps of metadynamics"
-    )
+    what.add_argument("--learn", type=float, metavar="PS", help="learn the bias by so much metadynamics")
     what.add_argument("--walker", type=int, metavar="W", help="make blocks of walker W, 0 to 98")
     parser.add_argument(
         "--blocks",
@@ -355,9 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="blocks to make in all, existing ones included (%(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1, help="for OpenMM on CPU (%(default)s)")
-    parser.add_argument(
-        "--platform", choices=("auto", "CPU", "CUDA"), default="auto", help="of OpenMM (%(default)s)"
-    )
+    parser.add_argument("--platform", choices=("auto", "CPU", "CUDA"), default="auto", help="(%(default)s)")
     args = parser.parse_args(arguments)
     if len(SYSTEMS[args.system].torsions) < 2:
         parser.error(f"{args.system} has fewer than two torsions")

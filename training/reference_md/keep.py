@@ -3,7 +3,8 @@
     python -m training.reference_md.keep build/ala2-md -o data/alanine-dipeptide
 
 Positions are rounded to 0.001 Å.  Such files are read like any other segments; they cannot be made longer.
-A file that is there already and holds the same frames is left alone.
+Of the blocks of a walker on a flattened surface the last one keeps its state, so the walker can go on.  A
+file that is there already and holds the same frames is left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,22 +43,33 @@ def keep(folder: Path, output: Path) -> int:
             raise StructureError(f"{output} is of walkers that felt another bias: choose another folder")
     except OSError as error:
         raise ZooError(f"cannot write to {output}: {error.strerror or error}") from None
+    ends = {max(each) for each in _walkers(path.name for path in paths).values()}
     written = 0
     for path in paths:
-        record, target = read_record(path), output / path.name
+        record, target, last = read_record(path), output / path.name, path.name in ends
         if target.exists():
-            kept = read_record(target).pos_nm
+            there = read_record(target)
+            kept = there.pos_nm
             n = min(len(kept), len(record.pos_nm))
             if np.abs(kept[:n] - record.pos_nm[:n]).max() > GRAIN:
                 raise StructureError(f"{target} holds other frames than {path}: choose another folder")
-            if len(kept) >= len(record.pos_nm):
+            if len(kept) >= len(record.pos_nm) and bool(there.state_xml) == (last and bool(record.state_xml)):
                 continue
         try:
-            write_record(target, record, compact=True)
+            write_record(target, record, compact=True, state=last and bool(record.state_xml))
         except ValueError as error:
             raise StructureError(f"{path}: {error}") from None
         written += 1
     return written
+
+
+def _walkers(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of the blocks of each walker."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name.startswith("flat-"):
+            found.setdefault(name[:7], []).append(name)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -128,13 +128,14 @@ def read_record(path: Path) -> Record:
         raise StructureError(f"{path} cannot be read as a segment of reference MD: {reason}") from None
 
 
-def write_record(path: Path, record: Record, *, compact: bool = False) -> None:
+def write_record(path: Path, record: Record, *, compact: bool = False, state: bool | None = None) -> None:
     """Replace ``path`` by a complete file, or leave it as it was.
 
     Args:
         path: the file.
         record: what goes into it.
-        compact: positions to 0.0001 nm and no state: for keeping, not for continuing.
+        compact: positions to 0.0001 nm: for keeping.
+        state: with the state to continue from; unless told otherwise only if not ``compact``.
 
     Raises:
         ValueError: see `packed`.
@@ -152,7 +153,7 @@ def write_record(path: Path, record: Record, *, compact: bool = False) -> None:
         # Bytes, not a string array: numpy would take four bytes for each character.
         "state_xml": np.frombuffer(record.state_xml.encode(), dtype=np.uint8),
     }
-    if compact:
+    if compact if state is None else not state:
         del arrays["state_xml"]
     try:
         with open(temporary, "wb") as file:
