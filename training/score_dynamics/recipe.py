@@ -74,7 +74,7 @@ class Recipe:
 def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> dict[str, list[Segment]]:
     """Whole segments for training, for validation, and held out, by the names of their files.
 
-    In names * and ? match anything, so ``flat-01*`` is all of walker 1.
+    Names are patterns as those of a shell, so ``flat-01*`` is all of walker 1.
 
     Raises
     ------

@@ -116,7 +116,11 @@ def walks(blocks: Sequence[Block], sites: Sequence[int], quadruples: Sequence[An
 
 def _angles(paths: npt.NDArray[np.float32], quadruples: Sequence[Any]) -> Array:
     flat = paths.reshape(-1, *paths.shape[2:]).astype(np.float64)
-    return torsions(flat, quadruples).reshape(*paths.shape[:2], -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        angles = torsions(flat, quadruples)
+    if not np.isfinite(angles).all():
+        raise StructureError("in the released MD there are atoms on top of each other")
+    return angles.reshape(*paths.shape[:2], -1)
 
 
 @dataclass(frozen=True)
