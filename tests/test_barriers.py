@@ -327,13 +327,14 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     assert "3 stretches of walkers: 18 frames, 18 releases" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["weights_sha256", "config_sha256"])
 def test_figures_of_other_weights_are_not_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
     folder = checkpoint(tmp_path)
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text())
-    metrics["sections"]["kinetics"]["weights_sha256"] = "0" * 64
+    metrics["sections"]["kinetics"][key] = "0" * 64
     path.write_text(json.dumps(metrics))
     with pytest.raises(ZooError, match="of other weights"):
         recorded_rollout(folder)

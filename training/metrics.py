@@ -76,11 +76,17 @@ def kept(
     Each says when it was ``measured``.  None are left where the section is of other weights or config.
     """
     old = read_metrics(folder).get("sections", {}).get(section, {})
-    if {key: old.get(key) for key in ("weights_sha256", "config_sha256")} != _stamp(folder):
+    if not is_current(folder, old):
         return []
     new = {tuple(row.get(key) for key in keys) for row in results}
     rows = [row for row in old["results"] if tuple(row.get(key) for key in keys) not in new]
     return [{"measured": old["date"], **row} for row in rows]
+
+
+def is_current(folder: str | os.PathLike[str], entry: Mapping[str, Any]) -> bool:
+    """Whether a section of the metrics was measured on the weights and config that are in the folder."""
+    stamp = _stamp(folder)
+    return {key: entry.get(key) for key in stamp} == stamp
 
 
 def carry(folder: str | os.PathLike[str], section: str, entry: Mapping[str, Any]) -> None:

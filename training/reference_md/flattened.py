@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +45,7 @@ from training.reference_md.segments import (
 )
 from training.reference_md.simulation import Generator, SegmentError, _positions
 from training.reference_md.systems import SYSTEMS
+from zoo.checkpoint import write_text
 from zoo.errors import MissingExtraError, ZooError
 
 try:
@@ -239,22 +239,13 @@ class Flattened:
         )
 
     def _write_bias(self, grid: Array, how: Metadynamics, length: float) -> None:
-        temporary = self.bias_path.with_name(f".{BIAS}.{os.getpid()}.tmp")
-        text = json.dumps(
-            {
-                "torsions": list(self.generator.system.torsions),
-                "metadynamics": {**asdict(how), "length_ps": length},
-                "ridge_degrees": how.ridge[:2],
-                "kj_mol": grid.round(6).tolist(),
-            }
-        )
-        try:
-            temporary.write_text(text + "\n")
-            os.replace(temporary, self.bias_path)
-        except OSError as error:
-            raise ZooError(f"cannot write {self.bias_path}: {error.strerror or error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        data = {
+            "torsions": list(self.generator.system.torsions),
+            "metadynamics": {**asdict(how), "length_ps": length},
+            "ridge_degrees": how.ridge[:2],
+            "kj_mol": grid.round(6).tolist(),
+        }
+        write_text(self.bias_path, json.dumps(data) + "\n")
 
     def _checked(self, record: Record, path: Path, bias: Bias) -> Record:
         g = self.generator

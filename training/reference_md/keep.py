@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ def keep(folder: Path, output: Path) -> int:
             raise StructureError(f"{output} is of walkers that felt another bias: choose another folder")
     except OSError as error:
         raise ZooError(f"cannot write to {output}: {error.strerror or error}") from None
-    ends = {max(each) for each in _walkers(path.name for path in paths).values()}
+    # by walker, a later block in place of the ones before
+    ends = {path.name[:7]: path.name for path in paths if path.name.startswith("flat-")}.values()
     written = 0
     for path in paths:
         record, target, last = read_record(path), output / path.name, path.name in ends
@@ -61,15 +62,6 @@ def keep(folder: Path, output: Path) -> int:
             raise StructureError(f"{path}: {error}") from None
         written += 1
     return written
-
-
-def _walkers(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of the blocks of each walker."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        if name.startswith("flat-"):
-            found.setdefault(name[:7], []).append(name)
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmarks.barriers.crossings import Key, estimates, walks
-from training.benchmarks.kinetics.__main__ import interval
-from training.metrics import record
+from training.benchmarks.kinetics.__main__ import interval, shown
+from training.metrics import is_current, record
 from training.reference_md.releases import Bias, read_blocks
 from zoo.analysis.basins import alanine_basins
 from zoo.analysis.bootstrap import Estimate
 from zoo.analysis.dihedrals import choose_dihedrals
-from zoo.checkpoint import read_config, read_metrics
+from zoo.analysis.evaluation import Quantity
+from zoo.checkpoint import read_metrics
 from zoo.errors import ZooError
 from zoo.score_dynamics import ScoreDynamics
 
@@ -40,20 +41,20 @@ def rows(md: Mapping[Key, Estimate], rollout: Mapping[Key, Mapping[str, Any]]) -
     result = []
     for (kind, name), each in md.items():
         other = rollout.get((_OF_ROLLOUT.get(kind, kind), name), {})
-        value = other.get("rollout")
-        ratio = value / each.value if value is not None and each.value else None
-        inside = each.contains(value)
+        long = Estimate(other.get("rollout"), None, None, 0)
+        quantity = Quantity(kind, name, "ps" if "mfpt" in kind else "", each, long)
+        ratio, inside = quantity.ratio, quantity.inside
         result.append(
             {
                 "kind": kind,
                 "name": name,
-                "unit": "ps" if "mfpt" in kind else "",
+                "unit": quantity.unit,
                 "md": each.value,
                 "md_low": each.low,
                 "md_high": each.high,
                 "md_interval": interval(each.low, each.high, each.note),
                 "md_events": each.events,
-                "rollout": value,
+                "rollout": long.value,
                 "rollout_interval": other.get("rollout_interval", "–"),
                 "ratio": ratio,
                 "inside": inside,
@@ -68,15 +69,18 @@ def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
 
     Raises
     ------
-    ZooError : there are none, or they are of other weights.
+    ZooError : there are none, or they are of other weights or another config.
     """
     sections = read_metrics(folder).get("sections", {})
     if "kinetics" not in sections:
         raise ZooError(
             f"{folder} has no figures of a long rollout: run training.benchmarks.kinetics --record"
         )
-    if sections["kinetics"].get("weights_sha256") != read_config(folder).get("weights_sha256"):
-        raise ZooError(f"the long rollout in {folder} is of other weights: run training.benchmarks.kinetics")
+    if not is_current(folder, sections["kinetics"]):
+        raise ZooError(
+            f"the long rollout in {folder} is of other weights or another config: "
+            "run training.benchmarks.kinetics --record"
+        )
     return {(row["kind"], row["name"]): row for row in sections["kinetics"]["results"]}
 
 
@@ -130,8 +134,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"transitions are counted in frames {lag:g} ps apart")
     for row in table:
         print(
-            f"{row['kind']:17} {row['name']:24} MD {_shown(row['md']):>9} ({row['md_interval']}, "
-            f"{row['md_events']})  rollout {_shown(row['rollout']):>9} ({row['rollout_interval']})  "
+            f"{row['kind']:17} {row['name']:24} MD {shown(row['md']):>9} ({row['md_interval']}, "
+            f"{row['md_events']})  rollout {shown(row['rollout']):>9} ({row['rollout_interval']})  "
             f"{row['verdict']}"
         )
     if args.record:
@@ -153,10 +157,6 @@ def _run(args: argparse.Namespace) -> int:
             },
         )
     return 0
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -197,8 +197,8 @@ def _run(args: argparse.Namespace) -> int:
     table, second, shape = rows(found), agreement(again), geometry(found)
     for each in table:
         print(
-            f"{each['kind']:18} {each['name']:22} MD {_shown(each['md']):>8} ({each['md_interval']}, "
-            f"{each['md_events']})  rollout {_shown(each['rollout']):>8} ({each['rollout_interval']})  "
+            f"{each['kind']:18} {each['name']:22} MD {shown(each['md']):>8} ({each['md_interval']}, "
+            f"{each['md_events']})  rollout {shown(each['rollout']):>8} ({each['rollout_interval']})  "
             f"{each['verdict']}"
         )
     print(f"second rollout: {second['agree']} of {second['figures']} figures agree; apart: {second['apart']}")
@@ -237,7 +237,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
