@@ -18,24 +18,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.score_dynamics.transitions import Transitions
+from training.score_dynamics.transitions import RarePairs, Transitions
 from zoo.errors import ZooError
 from zoo.score_dynamics import BACKBONES, ConditionalDenoiser
+
+_RARE = ("before", "after", "side", "stands_for")
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Batches and noise of training; lengths in Å, ``sigma_mean`` and ``sigma_std`` of ln(sigma / Å)."""
+    """Batches and noise of training; lengths in Å, ``sigma_mean`` and ``sigma_std`` of ln(sigma / Å).
+
+    ``rare_share`` of a batch are pairs over a barrier from one side, as many from the other, if any;
+    ``classifier_steps`` of `training.score_dynamics.importance` come first then.
+    """
 
     batch_size: int = 512
     condition_noise: float = 0.015
     sigma_mean: float = -1.8
     sigma_std: float = 1.3
+    rare_share: float = 0.1
+    classifier_steps: int = 4000
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Training data of one checkpoint; see `Transitions` for the pairs."""
+    """Training data of one checkpoint; see `Transitions` for pairs, `RarePairs` for those over a barrier."""
 
     config: dict[str, Any]
     n_sites: int
@@ -44,11 +52,12 @@ class Packed:
     validation: Transitions
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     segments: dict[str, list[str]] = field(default_factory=dict)
+    rare: RarePairs | None = None
     sha256: str = ""
 
     @property
     def n_pairs(self) -> int:
-        return len(self.training)
+        return len(self.training) + (0 if self.rare is None else len(self.rare))
 
     @property
     def samples_per_step(self) -> int:
@@ -72,6 +81,9 @@ def write_packed(path: Path, packed: Packed) -> None:
     for name, data in (("training", packed.training), ("validation", packed.validation)):
         tensors[f"{name}.frames"] = data.frames.contiguous()
         tensors[f"{name}.origins"] = data.origins.contiguous()
+    if packed.rare is not None:
+        for name in _RARE:
+            tensors[f"rare.{name}"] = getattr(packed.rare, name).contiguous()
     facts = {
         "config": packed.config,
         "n_sites": packed.n_sites,
@@ -111,6 +123,9 @@ def read_packed(path: Path) -> Packed:
                 )
                 for name in ("training", "validation")
             ]
+            rare = None
+            if f"rare.{_RARE[0]}" in file.keys():  # noqa: SIM118 - this file has no __contains__
+                rare = RarePairs(*(file.get_tensor(f"rare.{name}") for name in _RARE))
         return Packed(
             config=facts["config"],
             n_sites=facts["n_sites"],
@@ -119,6 +134,7 @@ def read_packed(path: Path) -> Packed:
             validation=sets[1],
             noise=NoiseConfig(**facts["noise"]),
             segments=facts["segments"],
+            rare=rare,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

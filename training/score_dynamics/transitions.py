@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from training.reference_md.segments import Segment
 from zoo.diffusion import log_normal_sigma
 from zoo.molecules.rigid import centred, rotation_vector, superposition, without_rigid_motion
 from zoo.score_dynamics import ConditionalDenoiser
+
+if TYPE_CHECKING:
+    from training.score_dynamics.importance import Importance
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,43 @@ class Transitions:
         """Frames before and after (n, n_sites, 3) Å of some pairs."""
         origins = self.origins[index]
         return self.frames[origins], self.frames[origins + self.lag]
+
+
+@dataclass(frozen=True)
+class RarePairs:
+    """Pairs over a barrier.
+
+    before, after (n, n_sites, 3) Å float32; ``side`` (n,) on which side of the barrier, 0 or 1, each begins;
+    ``stands_for`` (n,) float64, for how many pairs of the plain MD.
+    """
+
+    before: Tensor
+    after: Tensor
+    side: Tensor
+    stands_for: Tensor
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def __post_init__(self) -> None:
+        n, of_side = len(self.before), [float(self.stands_for[self.side == k].sum()) for k in (0, 1)]
+        if not n == len(self.after) == len(self.side) == len(self.stands_for) or not all(
+            0 < each < float("inf") for each in of_side
+        ):
+            raise ValueError("pairs over a barrier need weights, and both directions")
+
+
+def rows_of_kinds(batch_size: int, rare_share: float) -> tuple[int, int]:
+    """Rows of a batch for plain pairs, and for rare pairs of either side.
+
+    Raises
+    ------
+    ValueError : none is left for plain pairs.
+    """
+    n_each = max(round(rare_share * batch_size), 1)
+    if batch_size <= 2 * n_each:
+        raise ValueError(f"pairs over a barrier cannot be twice {rare_share} of a batch of {batch_size}")
+    return batch_size - 2 * n_each, n_each
 
 
 def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: float) -> Transitions:
@@ -87,39 +127,80 @@ def rigid_motion(model: ConditionalDenoiser, before: Tensor, after: Tensor) -> T
 
 
 def make_batches(
-    data: Transitions, batch_size: int, condition_noise: float
+    data: Transitions,
+    batch_size: int,
+    condition_noise: float,
+    rare: RarePairs | None = None,
+    rare_share: float = 0.0,
 ) -> Callable[[np.random.Generator], dict[str, Tensor]]:
-    """Draws everything random of a step from its generator; the arrays are those of the loss."""
+    """Draws everything random of a step from its generator; the arrays are those of the loss.
+
+    With rare pairs a batch ends with ``rare_share`` of it of either side of the barrier, drawn by what they
+    stand for, and has the "kind" of each pair: 0 plain, 1 and 2 rare.
+    """
     n_sites = data.frames.shape[1]
+    n_plain, n_each = (batch_size, 0) if rare is None else rows_of_kinds(batch_size, rare_share)
+    kind = torch.arange(3).repeat_interleave(torch.tensor([n_plain, n_each, n_each]))
+    of_side: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    if rare is not None:
+        for side in (0, 1):
+            rows = torch.nonzero(rare.side == side)[:, 0]
+            cumulative = rare.stands_for[rows].cumsum(0)
+            of_side.append((rows.numpy(), (cumulative / cumulative[-1]).numpy()))
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=batch_size)))
+        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=n_plain)))
+        if rare is not None:
+            drawn = np.concatenate([rows[np.searchsorted(c, rng.random(n_each))] for rows, c in of_side])
+            before = torch.cat([before, rare.before[drawn]])
+            after = torch.cat([after, rare.after[drawn]])
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
         # Evenly spread quantiles: every step sees all noise levels, which makes its loss less noisy.
         quantiles = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
+        if rare is not None:
+            quantiles = rng.permutation(quantiles)  # all levels for all kinds
         # The structures that a rollout visits are not exactly those of MD; a little noise on the
         # condition, but not on the target, teaches the way back.
         shaken = centred(before) + condition_noise * normal((batch_size, n_sites, 3))
-        return {
+        result = {
             "x": shaken,
             "x_next": centred(after),
             "noise": normal((batch_size, n_sites, 3)),
             "quantiles": torch.from_numpy(quantiles.astype(np.float32)).clamp(1e-6, 1 - 1e-6),
         }
+        return result if rare is None else {**result, "kind": kind}
 
     return batch
 
 
-def denoising_loss(model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float) -> Tensor:
-    """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal."""
+def noisy_pairs(
+    model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Structures and displacements in the body frame, sigma, log-normal, and y + sigma n; all in Å."""
     local, y = local_displacements(model, batch["x"], batch["x_next"])
     sigma = log_normal_sigma(batch["quantiles"], mean, std)
-    noisy = y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
+    return local, y, sigma, y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
+
+
+def denoising_loss(
+    model: ConditionalDenoiser,
+    batch: dict[str, Tensor],
+    mean: float,
+    std: float,
+    importance: Importance | None = None,
+) -> Tensor:
+    """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal.
+
+    With ``importance`` every pair counts as that says, see `training.score_dynamics.importance`.
+    """
+    local, y, sigma, noisy = noisy_pairs(model, batch, mean, std)
     error = (model(noisy, sigma, local) - y).square().mean((1, 2))
     weight = model.preconditioning.loss_weight(sigma)
+    if importance is not None:
+        weight = weight * importance(noisy, sigma, local, batch["kind"])
     loss: Tensor = (weight * error).mean()
     return loss
 

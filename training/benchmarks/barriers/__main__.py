@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.benchmarks.barriers.crossings import Key, estimates, walks
+from training.benchmarks.barriers.crossings import Key, estimates
 from training.benchmarks.kinetics.__main__ import interval, shown
 from training.metrics import is_current, record
 from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.walks import walks
 from zoo.analysis.basins import alanine_basins
 from zoo.analysis.bootstrap import Estimate
 from zoo.analysis.dihedrals import choose_dihedrals

@@ -22,105 +22,25 @@ is the share of time since A was visited last over J; over a high barrier that s
 Only transitions over the ridge are counted: for alanine dipeptide over phi = 0, where the other barrier, at
 120 degrees, is some 20 kJ/mol higher.
 
-**Intervals** resample stretches of walkers, consecutive blocks together until they are `STRETCH` ps long.
-The first `BURN_IN` ps of a walker do not count.
+**Intervals** resample stretches of walkers, those of `training.reference_md.walks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from training.reference_md.releases import Bias, Block
+from training.reference_md.releases import Bias
+from training.reference_md.walks import Walks
 from zoo.analysis.basins import Basins
 from zoo.analysis.bootstrap import Estimate, estimate, resample
-from zoo.analysis.kinetics import torsions
 from zoo.errors import StructureError
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Key = tuple[str, str]
-#: ps; a walker forgets where it was within some hundreds.
-STRETCH, BURN_IN = 300.0, 100.0
-
-
-@dataclass(frozen=True)
-class Walks:
-    """Walkers and released paths in the first two torsions (degrees).
-
-    Attributes
-    ----------
-    visited, bias, unit : (n, 2) torsions at equal times, (n,) V / kT there, and (n,) the stretch of a walker,
-        from 0.
-    paths, released, path_unit : (n_paths, n_frames, 2), released at the frame in the middle, (n_paths,)
-        V / kT there, and (n_paths,) the stretch.
-    dt : ps between the frames of a path.
-    kt : kJ/mol.
-    """
-
-    visited: Array
-    bias: Array
-    unit: IntArray
-    paths: Array
-    released: Array
-    path_unit: IntArray
-    dt: float
-    kt: float
-
-    @property
-    def n_units(self) -> int:
-        return int(self.unit.max()) + 1
-
-
-def walks(blocks: Sequence[Block], sites: Sequence[int], quadruples: Sequence[Any]) -> Walks:
-    """Of blocks that were read; ``sites`` are the atoms to which ``quadruples`` of the torsions refer.
-
-    Raises
-    ------
-    StructureError : the blocks are of another molecule, or no longer than the time that does not count.
-    """
-    if blocks[0].paths.shape[2] <= max(sites):
-        raise StructureError(f"the released MD is of {blocks[0].paths.shape[2]} atoms: another molecule")
-    kept: list[Block] = []
-    units: list[int] = []
-    unit = -1
-    for number in sorted({b.walker for b in blocks}):
-        mine = sorted((b for b in blocks if b.walker == number), key=lambda b: b.name)
-        age, length = 0.0, STRETCH
-        for b in mine:
-            age += b.every * len(b.visited)
-            if age <= BURN_IN:
-                continue
-            if length >= STRETCH:
-                unit, length = unit + 1, 0.0
-            length += b.every * len(b.visited)
-            kept.append(b)
-            units.append(unit)
-    if not kept:
-        raise StructureError(f"no walker is longer than the first {BURN_IN:g} ps, which do not count")
-    return Walks(
-        np.concatenate([b.visited for b in kept]),
-        np.concatenate([b.bias for b in kept]),
-        np.repeat(units, [len(b.visited) for b in kept]),
-        np.concatenate([_angles(b.paths[:, :, list(sites)], quadruples) for b in kept]),
-        np.concatenate([b.released for b in kept]),
-        np.repeat(units, [len(b.paths) for b in kept]),
-        kept[0].dt,
-        kept[0].kt,
-    )
-
-
-def _angles(paths: npt.NDArray[np.float32], quadruples: Sequence[Any]) -> Array:
-    flat = paths.reshape(-1, *paths.shape[2:]).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        angles = torsions(flat, quadruples)
-    if not np.isfinite(angles).all():
-        raise StructureError("in the released MD there are atoms on top of each other")
-    return angles.reshape(*paths.shape[:2], -1)
 
 
 @dataclass(frozen=True)
