@@ -87,7 +87,9 @@ def pairs_over(n: int = 40) -> RarePairs:
     """Rows of even number begin below; row k has the x of its first site at k, and stands for k + 1 pairs."""
     x = torch.randn((n, 22, 3), generator=torch.Generator().manual_seed(0))
     x[:, 0, 0] = torch.arange(n)
-    return RarePairs(x, x + 0.5, torch.arange(n) % 2, torch.arange(1.0, n + 1).double() / 1e4)
+    return RarePairs(
+        x, x + 0.5, torch.arange(n) % 2, torch.arange(1.0, n + 1).double() / 1e4, torch.arange(50) % 2
+    )
 
 
 def plain_pairs(n: int = 50) -> Transitions:
@@ -135,7 +137,7 @@ def test_the_minimum_of_the_loss_is_the_true_one_whatever_the_classifier_says(wr
     kind = torch.from_numpy((rng.random(n) < 0.3).astype(np.int64))
     y = torch.from_numpy(0.5 * rng.standard_normal(n)).float() + 4.0 * kind
     noisy = y + sigma * torch.from_numpy(rng.standard_normal(n)).float()
-    importance = Importance(1, 0.5, torch.tensor([1.0, share / (1 - share) * 0.7 / 0.3]))
+    importance = Importance(0.5, torch.tensor([1.0, share / (1 - share) * 0.7 / 0.3]), torch.zeros(1, 1, 3))
     odds = np.log(0.3 / 0.7)
     var = 0.5**2 + sigma**2
 

@@ -13,6 +13,16 @@ where p_k(z) is the probability, among what is drawn, that z came from a pair of
 come from a rare kind, these pairs count 1 each; where it can come from both, the few plain pairs that get
 there count as many times more as they are drawn too seldom.  The p_k come from a small classifier that is
 trained first, and any error of it changes the noise of the loss, not its minimum.
+
+Few plain pairs get where they must compete with rare ones, and a loss that rests on few pairs of large weight
+is noisy.  So the noise n of a share g of the plain pairs is directed: n + m, where m = u (y_rare - y) / sigma
+points to the displacement of some rare pair, and a random u says how far beyond or before it.  Each plain
+pair for which |m| is not beyond reach, directed or not, has the additional weight
+
+    N(n'; 0) / ((1 - g) N(n'; 0) + g N(n'; m)) = 1 / (1 - g + g exp(n' . m - |m|^2 / 2)),
+
+with n' its noise, which makes up for that exactly whatever m was aimed at (multiple importance sampling with
+the balance heuristic: Veach and Guibas, SIGGRAPH 1995).
 """
 
 from __future__ import annotations
@@ -31,24 +41,42 @@ from torch import Tensor, nn
 
 from training.loop import LoopConfig, learning_rate
 from training.score_dynamics.packed import Packed
-from training.score_dynamics.transitions import RarePairs, make_batches, noisy_pairs, rows_of_kinds
+from training.score_dynamics.transitions import (
+    RarePairs,
+    local_displacements,
+    make_batches,
+    rows_of_kinds,
+)
+from zoo.diffusion import log_normal_sigma
+from zoo.molecules.rigid import without_rigid_motion
 from zoo.score_dynamics import ConditionalDenoiser
 
 #: Å of noise on the structure that the classifier sees, so that it cannot know one pair by heart.
 _BLUR = 0.1
 #: The largest weight of a plain pair: the smallest step from a chance of 1e-3 that it was none.
 _LIMIT = 2000.0
+#: Share of plain pairs with directed noise, if the way is no longer than so many sigma.
+_DIRECTED, _REACH = 0.3, 6.0
 
 
 class Importance(nn.Module):
-    """lambda(z) r_k of pairs; (batch,) from noisy displacements, noise levels, structures and kinds."""
+    """Weights of the pairs of a batch, and the direction of their noise.
+
+    Parameters
+    ----------
+    ratios : (n_kinds,) r_k.
+    displacements : (n_rare, n_sites, 3) Å, y of the rare pairs, to which noise is directed.
+    """
 
     ratios: Tensor
+    displacements: Tensor
 
-    def __init__(self, n_sites: int, sigma_data: float, ratios: Tensor, width: int = 128) -> None:
+    def __init__(self, sigma_data: float, ratios: Tensor, displacements: Tensor, width: int = 128) -> None:
         super().__init__()
         self.sigma_data = sigma_data
         self.register_buffer("ratios", ratios)
+        self.register_buffer("displacements", displacements)
+        n_sites = displacements.shape[1]
         self.classifier = nn.Sequential(
             nn.Linear(6 * n_sites + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, len(ratios)),
@@ -63,7 +91,26 @@ class Importance(nn.Module):
         return logits
 
     @torch.no_grad()
+    def directed(
+        self, y: Tensor, sigma: Tensor, noise: Tensor, local: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (batch, n_sites, 3), some of it directed, and the weights (batch,) that make up for it.
+
+        ``batch`` has the "kind" of each pair, the rare pair "toward" which it is directed, and two numbers
+        in [0, 1), "how_far" and "coin".
+        """
+        way = without_rigid_motion(self.displacements[batch["toward"]] - y, local)
+        shift = way * ((0.5 + batch["how_far"]) / sigma)[:, None, None]
+        square = shift.square().sum((1, 2))
+        may = (batch["kind"] == 0) & (square < _REACH**2)
+        noise = noise + shift * (may & (batch["coin"] < _DIRECTED))[:, None, None]
+        ratio = torch.exp((noise * shift).sum((1, 2)) - square / 2)
+        weight = torch.where(may, 1.0 / (1.0 - _DIRECTED + _DIRECTED * ratio), 1.0)
+        return noise, weight
+
+    @torch.no_grad()
     def forward(self, noisy: Tensor, sigma: Tensor, local: Tensor, kind: Tensor) -> Tensor:
+        """lambda(z) r_k (batch,); displacements, structures (batch, n_sites, 3) and sigma (batch,) in Å."""
         drawn = self.logits(noisy, sigma, local).softmax(-1)
         return (drawn @ self.ratios).reciprocal().clamp(max=_LIMIT) * self.ratios[kind]
 
@@ -83,10 +130,11 @@ def learned(model: ConditionalDenoiser, packed: Packed, seed: int, path: Path) -
     rare, noise = packed.rare, packed.noise
     if rare is None:
         return None
-    with torch.random.fork_rng(devices=[]):
+    drawn = ratios(rare, len(packed.training), noise.batch_size, noise.rare_share)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        drawn = ratios(rare, len(packed.training), noise.batch_size, noise.rare_share)
-        importance = Importance(packed.n_sites, packed.config["sigma_data"], drawn)
+        _, displacements = local_displacements(model, rare.before, rare.after)
+        importance = Importance(packed.config["sigma_data"], drawn, displacements)
     text = json.dumps([packed.sha256, asdict(noise), seed])
     run = hashlib.sha256(text.encode()).hexdigest()
     names = list(importance.state_dict())
@@ -103,8 +151,10 @@ def learned(model: ConditionalDenoiser, packed: Packed, seed: int, path: Path) -
     for step in range(noise.classifier_steps):
         batch = make_batch(np.random.default_rng([seed, 2**31, step]))
         with torch.no_grad():
-            local, _, level, noisy = noisy_pairs(model, batch, noise.sigma_mean, noise.sigma_std)
-        loss = nn.functional.cross_entropy(importance.logits(noisy, level, local), batch["kind"])
+            local, y = local_displacements(model, batch["x"], batch["x_next"])
+            sigma = log_normal_sigma(batch["quantiles"], noise.sigma_mean, noise.sigma_std)
+            noisy = y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
+        loss = nn.functional.cross_entropy(importance.logits(noisy, sigma, local), batch["kind"])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, step)
         optimizer.zero_grad()

@@ -22,7 +22,7 @@ from training.score_dynamics.transitions import RarePairs, Transitions
 from zoo.errors import ZooError
 from zoo.score_dynamics import BACKBONES, ConditionalDenoiser
 
-_RARE = ("before", "after", "side", "stands_for")
+_RARE = ("before", "after", "side", "stands_for", "plain_side")
 
 
 @dataclass(frozen=True)

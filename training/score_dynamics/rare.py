@@ -87,10 +87,12 @@ def exchanged(
         raise StructureError(
             "the plain MD begins on one side of the barrier only: add segments from the other side"
         )
+    kept = ~over
     rare = rare_pairs(
-        blocks, bias, molecule.sites, quadruples, data.lag_time, (int(n_plain[0]), int(n_plain[1]))
-    )
-    return replace(data, origins=data.origins[torch.from_numpy(~over)]), rare
+        blocks, bias, molecule.sites, quadruples, data.lag_time, (int(n_plain[0]), int(n_plain[1])),
+        side_of(phi[first[kept]], bias),
+    )  # fmt: skip
+    return replace(data, origins=data.origins[torch.from_numpy(kept)]), rare
 
 
 def rare_pairs(
@@ -100,6 +102,7 @@ def rare_pairs(
     quadruples: Sequence[Any],
     lag_time: float,
     n_plain: tuple[int, int],
+    plain_side: IntArray,
 ) -> RarePairs:
     """All pairs over the barrier that contain the moment of a release, in both directions of time.
 
@@ -108,6 +111,7 @@ def rare_pairs(
     sites : atoms of the released MD which are the sites; ``quadruples`` of torsions refer to sites.
     lag_time : ps.
     n_plain : pairs of plain MD that begin on either side.
+    plain_side : see `RarePairs`.
 
     Raises
     ------
@@ -129,6 +133,7 @@ def rare_pairs(
         torch.from_numpy(positions[path, end]),
         torch.from_numpy(side),
         torch.from_numpy(share * np.array(n_plain)[side]),
+        torch.from_numpy(plain_side),
     )
 
 

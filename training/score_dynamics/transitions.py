@@ -48,13 +48,15 @@ class RarePairs:
     """Pairs over a barrier.
 
     before, after (n, n_sites, 3) Å float32; ``side`` (n,) on which side of the barrier, 0 or 1, each begins;
-    ``stands_for`` (n,) float64, for how many pairs of the plain MD.
+    ``stands_for`` (n,) float64, for how many pairs of the plain MD; ``plain_side`` (n_plain,) on which side
+    each of the plain pairs beside them begins.
     """
 
     before: Tensor
     after: Tensor
     side: Tensor
     stands_for: Tensor
+    plain_side: Tensor
 
     def __len__(self) -> int:
         return len(self.before)
@@ -136,7 +138,8 @@ def make_batches(
     """Draws everything random of a step from its generator; the arrays are those of the loss.
 
     With rare pairs a batch ends with ``rare_share`` of it of either side of the barrier, drawn by what they
-    stand for, and has the "kind" of each pair: 0 plain, 1 and 2 rare.
+    stand for, and has the "kind" of each pair: 0 plain, 1 and 2 rare; and what directed noise needs, see
+    `training.score_dynamics.importance`.
     """
     n_sites = data.frames.shape[1]
     n_plain, n_each = (batch_size, 0) if rare is None else rows_of_kinds(batch_size, rare_share)
@@ -149,7 +152,9 @@ def make_batches(
             of_side.append((rows.numpy(), (cumulative / cumulative[-1]).numpy()))
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=n_plain)))
+        more: dict[str, Tensor] = {}
+        index = torch.from_numpy(rng.integers(len(data), size=n_plain))
+        before, after = data.pairs(index)
         if rare is not None:
             drawn = np.concatenate([rows[np.searchsorted(c, rng.random(n_each))] for rows, c in of_side])
             before = torch.cat([before, rare.before[drawn]])
@@ -162,27 +167,27 @@ def make_batches(
         quantiles = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
         if rare is not None:
             quantiles = rng.permutation(quantiles)  # all levels for all kinds
+            side, any_of = np.zeros(batch_size, dtype=np.int64), rng.random((3, batch_size))
+            side[:n_plain] = rare.plain_side[index]
+            toward = [rows[(any_of[0] * len(rows)).astype(np.int64)] for rows, _ in of_side]
+            more = {
+                "kind": kind,
+                "toward": torch.from_numpy(np.where(side == 0, *toward)),
+                "how_far": torch.from_numpy(any_of[1].astype(np.float32)),
+                "coin": torch.from_numpy(any_of[2].astype(np.float32)),
+            }
         # The structures that a rollout visits are not exactly those of MD; a little noise on the
         # condition, but not on the target, teaches the way back.
         shaken = centred(before) + condition_noise * normal((batch_size, n_sites, 3))
-        result = {
+        return {
             "x": shaken,
             "x_next": centred(after),
             "noise": normal((batch_size, n_sites, 3)),
             "quantiles": torch.from_numpy(quantiles.astype(np.float32)).clamp(1e-6, 1 - 1e-6),
+            **more,
         }
-        return result if rare is None else {**result, "kind": kind}
 
     return batch
-
-
-def noisy_pairs(
-    model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Structures and displacements in the body frame, sigma, log-normal, and y + sigma n; all in Å."""
-    local, y = local_displacements(model, batch["x"], batch["x_next"])
-    sigma = log_normal_sigma(batch["quantiles"], mean, std)
-    return local, y, sigma, y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
 
 
 def denoising_loss(
@@ -196,12 +201,16 @@ def denoising_loss(
 
     With ``importance`` every pair counts as that says, see `training.score_dynamics.importance`.
     """
-    local, y, sigma, noisy = noisy_pairs(model, batch, mean, std)
-    error = (model(noisy, sigma, local) - y).square().mean((1, 2))
-    weight = model.preconditioning.loss_weight(sigma)
+    local, y = local_displacements(model, batch["x"], batch["x_next"])
+    sigma = log_normal_sigma(batch["quantiles"], mean, std)
+    noise, weight = without_rigid_motion(batch["noise"], local), torch.ones_like(sigma)
+    if importance is not None:
+        noise, weight = importance.directed(y, sigma, noise, local, batch)
+    noisy = y + sigma[:, None, None] * noise
     if importance is not None:
         weight = weight * importance(noisy, sigma, local, batch["kind"])
-    loss: Tensor = (weight * error).mean()
+    error = (model(noisy, sigma, local) - y).square().mean((1, 2))
+    loss: Tensor = (weight * model.preconditioning.loss_weight(sigma) * error).mean()
     return loss
 
 
