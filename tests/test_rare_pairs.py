@@ -22,6 +22,7 @@ from training.score_dynamics.rare import goes_over, over_the_barrier, side_of
 from training.score_dynamics.transitions import RarePairs, Transitions, make_batches
 from training.sd_alanine_dipeptide_cg import RECIPE
 from zoo.checkpoint import read_metrics
+from zoo.molecules.rigid import without_rigid_motion
 
 MD = Path(__file__).parent.parent / "training" / "reference_md"
 RELEASES = MD / "alanine-dipeptide-flat"
@@ -158,6 +159,36 @@ def test_the_minimum_of_the_loss_is_the_true_one_whatever_the_classifier_says(wr
         shrink = 0.25 / var
         exact = p * (4 + shrink * (at - 4)) + (1 - p) * shrink * at
         assert found == pytest.approx(exact, abs=0.12)
+
+
+def test_weights_make_up_for_the_direction_of_noise() -> None:
+    """Weighed means over noise, directed or not, are those of the standard normal, of whatever function."""
+    n = 400_000
+    rng = torch.Generator().manual_seed(0)
+    local = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.5, 0.0]])
+    stretch = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    importance = Importance(0.5, torch.ones(3), torch.stack([2.0 * stretch, 20.0 * stretch]))
+    noise = without_rigid_motion(torch.randn((n, 3, 3), generator=rng), local.expand(n, 3, 3))
+    batch = {
+        "kind": (torch.arange(n) % 4 == 3).long(),
+        "toward": (torch.arange(n) % 8 == 0).long(),  # the second is out of reach
+        "how_far": torch.rand(n, generator=rng),
+        "coin": torch.rand(n, generator=rng),
+    }
+    moved, weight = importance.directed(
+        torch.zeros(n, 3, 3), torch.full((n,), 1.2), noise, local.expand(n, 3, 3), batch
+    )
+    rare, far = batch["kind"] == 1, batch["toward"] == 1
+    assert torch.equal(moved[rare | far], noise[rare | far]) and bool((weight[rare | far] == 1).all())
+    plain = ~rare & ~far
+    along = (moved[plain] * stretch).sum((1, 2)) / 2**0.5
+    w = weight[plain]
+    assert float((along > 2).float().mean()) > 0.15  # not 0.02
+    assert float(w.mean()) == pytest.approx(1.0, abs=0.01)
+    assert float((w * along).mean()) == pytest.approx(0.0, abs=0.02)
+    assert float((w * along**2).mean()) == pytest.approx(1.0, abs=0.03)
+    assert float((w * (along > 2)).mean()) == pytest.approx(0.02275, rel=0.05)
+    assert float((w * (along > 3)).mean()) == pytest.approx(0.00135, rel=0.1)
 
 
 # --- the recipe ---------------------------------------------------------------------------------------
