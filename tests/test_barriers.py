@@ -258,19 +258,26 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     for k in range(6):
         one = block(n_frames=11)
         one.pos_nm[:, list(model.molecule.sites)] = x / NM
-        write_record(tmp_path / f"flat-00{k:03d}.npz", one)
+        write_record(tmp_path / f"flat-07{k:03d}.npz", one)
     (tmp_path / BIAS).write_text(json.dumps({"kj_mol": [[0.0]], "ridge_degrees": [0, 25]}))
-    assert main([str(folder), "--releases", str(tmp_path), "--blocks", "flat-00*", "--record"]) == 0
+    assert main([str(folder), "--releases", str(tmp_path), "--blocks", "flat-07*", "--record"]) == 0
     section = json.loads((folder / "metrics.json").read_text())["sections"]["barriers"]
     assert (section["stretches"], section["visited"], section["releases"]) == (3, 18, 18)
     assert section["seen_every_ps"] == 1.0
     assert section["on_transition_paths"] == 0
-    assert "--blocks 'flat-00*'" in section["command"]
+    assert "--blocks 'flat-07*'" in section["command"]
     found = {(each["kind"], each["name"]): each for each in section["results"]}
     assert found["group population", "alpha-R within phi < 0"]["rollout"] == 1.0
     assert found["population", "alpha-L"]["md"] == pytest.approx(2 / (np.exp(5) + 2))
     assert found["population", "C7ax"]["md_interval"] == "no events"
     assert "3 stretches of walkers: 18 frames, 18 releases" in capsys.readouterr().out
+    told = {"segments": {"training": ["segment-010"], "releases": ["flat-07???: 6 blocks"]}}
+    for extra in (told, {"segments": {}, "earlier": [told]}):
+        record(folder, "training", [{}], command="x", seed=0, extra=extra)
+        assert main([str(folder), "--releases", str(tmp_path)]) == 1
+        assert (
+            "was trained on blocks of the walkers flat-07: choose those of others" in capsys.readouterr().err
+        )
 
 
 @pytest.mark.parametrize("key", ["weights_sha256", "config_sha256"])

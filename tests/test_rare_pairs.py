@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import mdtraj
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from tests.barrier_chain import N, angles_of, bias, chain, walked
+from tests.barrier_chain import Array, N, angles_of, bias, chain, walked
 from training.loop import LoopConfig
-from training.reference_md.releases import Bias
-from training.reference_md.segments import Record, write_record
+from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.segments import Record, read_record, write_record
+from training.reference_md.walks import walks
+from training.score_dynamics import importance
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics.fit import fit
 from training.score_dynamics.importance import Importance, learned, ratios
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
-from training.score_dynamics.rare import goes_over, over_the_barrier, side_of
+from training.score_dynamics.rare import kind_of, side_of, weighed
 from training.score_dynamics.transitions import RarePairs, Transitions, make_batches
 from training.sd_alanine_dipeptide_cg import RECIPE
+from zoo.analysis.dihedrals import choose_dihedrals
+from zoo.analysis.kinetics import torsions
 from zoo.checkpoint import read_metrics
 from zoo.molecules.rigid import without_rigid_motion
 
@@ -33,7 +39,7 @@ SMALL = replace(
     architecture={"n_sites": 10, "width": 16, "depth": 1, "n_frequencies": 2},
     hold_out=(),
     validation=("segment-001",),
-    noise=NoiseConfig(batch_size=32, classifier_steps=20),
+    noise=NoiseConfig(batch_size=32),
 )
 LOOP = LoopConfig(n_steps=6, warmup=2, log_every=2, learning_rate=1e-3)
 
@@ -41,56 +47,56 @@ LOOP = LoopConfig(n_steps=6, warmup=2, log_every=2, learning_rate=1e-3)
 # --- weights ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lag", [10, 60])
+def exact_kinds(lag: int) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+    """Of the chain: joint probability of pairs of states, its phi, and the kind of each pair."""
+    pi, t = chain()
+    phi = angles_of(np.arange(N))[:, 0]
+    return pi[:, None] * np.linalg.matrix_power(t, lag), phi, kind_of(phi[:, None], phi[None], bias())
+
+
+@pytest.mark.parametrize("lag", [20, 60])
 def test_shares_are_those_of_the_exact_chain(lag: int) -> None:
-    pi, t = chain()
-    after = np.linalg.matrix_power(t, lag)
-    phi = angles_of(np.arange(N))[:, 0]
-    over = goes_over(phi[:, None], phi[None], bias())
-    path, begin, end, side, share = over_the_barrier(walked(8000), bias(), lag)
-    assert len(set(path.tolist())) > 50
-    assert np.all(np.abs(end - begin) == lag)
-    for k in (0, 1):
-        here = (phi > 0) == k
-        exact = (pi[here, None] * after[here] * over[here]).sum() / pi[here].sum()
-        assert exact < 0.01
-        assert share[side == k].sum() == pytest.approx(exact, rel=0.15)
+    joint, phi, kinds = exact_kinds(lag)
+    path, begin, end, kind, share = weighed(walked(8000), bias(), lag)
+    assert len(set(path.tolist())) > 200 and set(np.abs(end - begin).tolist()) == {lag}
+    beside = ~bias().on_ridge(phi)
+    for k in range(1, 5):
+        side = (phi > 0) == (k > 2)
+        exact = joint[kinds == k].sum() / joint[beside & side].sum()
+        assert exact < 0.02
+        assert share[kind == k].sum() == pytest.approx(exact, rel=0.25)
 
 
-def test_where_pairs_over_the_barrier_begin_is_that_of_the_exact_chain() -> None:
-    lag = 60
-    pi, t = chain()
-    phi = angles_of(np.arange(N))[:, 0]
-    over = goes_over(phi[:, None], phi[None], bias())
-    from_state = pi * (np.linalg.matrix_power(t, lag) * over).sum(1)
+def test_where_rare_pairs_begin_is_that_of_the_exact_chain() -> None:
+    joint, phi, kinds = exact_kinds(60)
+    from_state = np.where(kinds == 4, joint, 0.0).sum(1)
     data = walked(8000)
-    path, begin, _, side, share = over_the_barrier(data, bias(), lag)
-    starts = data.paths[path, begin, 0]
-    for low, high in ((0, 25), (25, 50), (50, 100)):
-        inside = (phi > low) & (phi <= high)
-        exact = from_state[inside].sum() / from_state[phi > 0].sum()
-        found = share[(side == 1) & (starts > low) & (starts <= high)].sum() / share[side == 1].sum()
-        assert found == pytest.approx(exact, abs=0.07)
+    path, begin, _, kind, share = weighed(data, bias(), 60)
+    starts, over = data.paths[path, begin, 0], kind == 4
+    for low, high in ((25, 45), (45, 65), (65, 100)):
+        exact = from_state[(phi > low) & (phi <= high)].sum() / from_state.sum()
+        inside = over & (starts > low) & (starts <= high)
+        assert share[inside].sum() / share[over].sum() == pytest.approx(exact, abs=0.07)
 
 
-def test_the_other_way_around_the_circle_is_not_over_the_barrier() -> None:
+def test_kinds_of_pairs() -> None:
     flat = Bias(np.zeros((1, 1)), (0.0, 25.0))
-    assert goes_over([10, -10, 170, 170, 20], [-10, 10, -170, 5, 30], flat).tolist() == [1, 1, 0, 0, 0]
+    before = [60, 60, 60, 60, 20, -60, -60, -60, -170, 170, 170, 25.1]
+    after = [30, 20, -20, -90, -60, 5, -5, -30, 170, -170, -5, 24.9]
+    assert kind_of(before, after, flat).tolist() == [0, 3, 4, 4, 0, 2, 1, 0, 0, 0, 4, 3]
     moved = Bias(np.zeros((1, 1)), (120.0, 25.0))
-    assert goes_over([110, -10], [170, 10], moved).tolist() == [True, False]
+    assert kind_of([60, 60, -10], [170, 110, 10], moved).tolist() == [2, 1, 0]
     assert side_of([110, 130, -70, -50], moved).tolist() == [0, 1, 1, 0]
 
 
 # --- training -----------------------------------------------------------------------------------------
 
 
-def pairs_over(n: int = 40) -> RarePairs:
-    """Rows of even number begin below; row k has the x of its first site at k, and stands for k + 1 pairs."""
+def some_pairs(n: int = 40) -> RarePairs:
+    """Kinds 1 and 2 in turn, of sides 0 and 1; row k stands for k + 1 pairs."""
     x = torch.randn((n, 22, 3), generator=torch.Generator().manual_seed(0))
-    x[:, 0, 0] = torch.arange(n)
-    return RarePairs(
-        x, x + 0.5, torch.arange(n) % 2, torch.arange(1.0, n + 1).double() / 1e4, torch.arange(50) % 2
-    )
+    side, stands_for = torch.arange(n) % 2, torch.arange(1.0, n + 1).double() / 1e4
+    return RarePairs(x, x, side + 1, stands_for, side, torch.arange(50) % 2)
 
 
 def plain_pairs(n: int = 50) -> Transitions:
@@ -98,37 +104,46 @@ def plain_pairs(n: int = 50) -> Transitions:
     return Transitions(frames, torch.arange(n), 5, 1.0)
 
 
-def test_rare_pairs_are_drawn_from_both_sides_by_what_they_stand_for() -> None:
-    rare = pairs_over()
-    rare = replace(rare, after=rare.before)  # sites keep their place, so the first one tells the row
-    batch = make_batches(plain_pairs(), 1000, 0.0, rare, 0.4)(np.random.default_rng(0))
-    assert torch.bincount(batch["kind"]).tolist() == [200, 400, 400]
-    assert batch["x"].shape == (1000, 22, 3)
+def test_rare_pairs_are_drawn_from_all_kinds_by_what_they_stand_for() -> None:
+    rare, size, each = some_pairs(), 8000, 400
+    batch = make_batches(plain_pairs(), size, 0.0, rare)(np.random.default_rng(0))
+    assert torch.bincount(batch["kind"]).tolist() == [size - 2 * each, each, each]
     centred = rare.before - rare.before.mean(1, keepdim=True)
-    row = torch.cdist(batch["x"][200:].flatten(1), centred.flatten(1)).argmin(1)
-    assert set((row[:400] % 2).tolist()) == {0} and set((row[400:] % 2).tolist()) == {1}
-    drawn = torch.bincount(row[:400], minlength=40)[::2].double()
-    expected = rare.stands_for[::2] / rare.stands_for[::2].sum() * 400
+    row = torch.cdist(batch["x"][-2 * each :].flatten(1), centred.flatten(1)).argmin(1)
+    assert set((row[:each] % 2).tolist()) == {0} and set((row[each:] % 2).tolist()) == {1}
+    drawn = torch.bincount(row[:each], minlength=40)[::2].double()
+    expected = rare.stands_for[::2] / rare.stands_for[::2].sum() * each
     assert ((drawn - expected).square() / expected).sum() < 45  # chi square, 19 degrees of freedom: 0.1 %
-    quantiles = batch["quantiles"]
     for kind in range(3):
-        assert float(quantiles[batch["kind"] == kind].mean()) == pytest.approx(0.5, abs=0.07)
-    with pytest.raises(ValueError, match=r"twice 0.5 of a batch of 1000"):
-        make_batches(plain_pairs(), 1000, 0.0, rare, 0.5)
+        levels = batch["quantiles"][batch["kind"] == kind]
+        assert float(levels.mean()) == pytest.approx(0.5, abs=0.06)
+    # noise is directed to rare pairs that begin on the same side
+    frames = plain_pairs().frames[:50]
+    plain = torch.cdist(
+        batch["x"][: -2 * each].flatten(1), (frames - frames.mean(1, keepdim=True)).flatten(1)
+    ).argmin(1)
+    assert torch.equal(batch["toward"][: -2 * each] % 2, plain % 2)
+    with pytest.raises(ValueError, match="a batch of 2 is too small for 2 kinds"):
+        make_batches(plain_pairs(), 2, 0.0, rare)
 
 
 def test_without_rare_pairs_batches_are_what_they_were() -> None:
-    batch = make_batches(plain_pairs(), 8, 0.0)(np.random.default_rng(0))
-    assert "kind" not in batch
-    assert bool((batch["quantiles"].diff() > 0).all())
+    batch = make_batches(plain_pairs(), 8, 0.01)(np.random.default_rng(0))
+    assert list(batch) == ["x", "x_next", "noise", "quantiles"]
+    rng = np.random.default_rng(0)
+    frames = plain_pairs().frames[torch.from_numpy(rng.integers(50, size=8))]
+    levels = (np.arange(8) + rng.random(8)) / 8
+    torch.testing.assert_close(batch["quantiles"], torch.from_numpy(levels.astype(np.float32)))
+    shaken = frames - frames.mean(1, keepdim=True)
+    shaken = shaken + 0.01 * torch.from_numpy(rng.standard_normal((8, 22, 3), dtype=np.float32))
+    torch.testing.assert_close(batch["x"], shaken)
 
 
 def test_ratios_bring_the_true_mixture_back() -> None:
-    rare, n_plain = pairs_over(), 5000
-    r = ratios(rare, n_plain, 512, 0.1).double()
-    counted = r * torch.tensor([512 - 2 * 51, 51, 51])  # what each kind weighs in a batch
-    stand_for = torch.stack([rare.stands_for[rare.side == side].sum() for side in (0, 1)])
-    torch.testing.assert_close(counted[1:] / counted[0], stand_for / n_plain, rtol=1e-5, atol=0)
+    rare, n_plain = some_pairs(), 5000
+    counted = ratios(rare, n_plain, 500).double() * torch.tensor([450, 25, 25])  # what each weighs in a batch
+    torch.testing.assert_close(counted[1:] / counted[0], rare.of_kinds() / n_plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rare.of_kinds(), torch.tensor([400.0, 420.0]).double() / 1e4)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 2.0])
@@ -138,7 +153,7 @@ def test_the_minimum_of_the_loss_is_the_true_one_whatever_the_classifier_says(wr
     kind = torch.from_numpy((rng.random(n) < 0.3).astype(np.int64))
     y = torch.from_numpy(0.5 * rng.standard_normal(n)).float() + 4.0 * kind
     noisy = y + sigma * torch.from_numpy(rng.standard_normal(n)).float()
-    importance = Importance(0.5, torch.tensor([1.0, share / (1 - share) * 0.7 / 0.3]), torch.zeros(1, 1, 3))
+    weights = Importance(0.5, torch.tensor([1.0, share / (1 - share) * 0.7 / 0.3]), torch.zeros(1, 1, 3))
     odds = np.log(0.3 / 0.7)
     var = 0.5**2 + sigma**2
 
@@ -147,11 +162,11 @@ def test_the_minimum_of_the_loss_is_the_true_one_whatever_the_classifier_says(wr
         score = odds + (z**2 - (z - 4.0) ** 2) / (2 * var) + wrong * torch.sin(z)
         return torch.stack([torch.zeros_like(z), score], 1)
 
-    importance.logits = logits  # type: ignore[method-assign]
+    weights.logits = logits  # type: ignore[method-assign]
     z = torch.zeros(n, 1, 3)
     z[:, 0, 0] = noisy
-    w = importance(z, torch.full((n,), sigma), z, kind)
-    assert float(w.max()) > 20 > 1.01 > float(w[kind == 1].max()) or wrong
+    w = weights(z, torch.full((n,), sigma), z, kind)
+    assert float(w[kind == 0].max()) > 20
     for at in (0.0, 3.0, 4.0, 5.0):
         near = (noisy - at).abs() < 0.1
         found = float((w * y)[near].sum() / w[near].sum())
@@ -167,7 +182,7 @@ def test_weights_make_up_for_the_direction_of_noise() -> None:
     rng = torch.Generator().manual_seed(0)
     local = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.5, 0.0]])
     stretch = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    importance = Importance(0.5, torch.ones(3), torch.stack([2.0 * stretch, 20.0 * stretch]))
+    weights = Importance(0.5, torch.ones(3), torch.stack([2.0 * stretch, 20.0 * stretch]))
     noise = without_rigid_motion(torch.randn((n, 3, 3), generator=rng), local.expand(n, 3, 3))
     batch = {
         "kind": (torch.arange(n) % 4 == 3).long(),
@@ -175,7 +190,7 @@ def test_weights_make_up_for_the_direction_of_noise() -> None:
         "how_far": torch.rand(n, generator=rng),
         "coin": torch.rand(n, generator=rng),
     }
-    moved, weight = importance.directed(
+    moved, weight = weights.directed(
         torch.zeros(n, 3, 3), torch.full((n,), 1.2), noise, local.expand(n, 3, 3), batch
     )
     rare, far = batch["kind"] == 1, batch["toward"] == 1
@@ -192,6 +207,11 @@ def test_weights_make_up_for_the_direction_of_noise() -> None:
 
 
 # --- the recipe ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _few_steps_of_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "N_STEPS", 20)
 
 
 @pytest.fixture(scope="module")
@@ -218,19 +238,34 @@ def packed(md: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return read_packed(path)
 
 
-def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed) -> None:
+def test_rare_pairs_come_from_the_releases(md: Path, packed: Packed) -> None:
     """The segment that jumps has no pair left, for a lag is an odd number of frames."""
     before = recipes.pack(SMALL, [md], [], ["segment-001"])
     assert before.rare is None and (len(before.training), len(packed.training)) == (52, 26)
     rare = packed.rare
-    assert rare is not None and len(rare) > 50 and packed.n_pairs == 26 + len(rare)
+    assert rare is not None and packed.n_pairs == 26 + len(rare) and rare.n_kinds == 4
     assert rare.before.shape == rare.after.shape == (len(rare), 10, 3)
-    # every pair is there in both directions
-    assert torch.equal(rare.before[::2], rare.after[1::2]) and torch.equal(rare.before[1::2], rare.after[::2])
-    assert bool((rare.side[::2] != rare.side[1::2]).all())
-    # of 39 that begin below the barrier, 13 of those that jumped among them, and of 13 above
-    below, above = (float(rare.stands_for[rare.side == side].sum()) for side in (0, 1))
-    assert 39 * 1e-6 < below < 39 * 3e-5 and 13 * 1e-4 < above < 13 * 1.5e-3
+    assert torch.equal(rare.side, (rare.kind - 1) // 2) and packed.segments["releases"][0] == "flat-00000"
+    # 39 begin below the barrier, 13 of those that jump among them, and 13 above: for so many they stand
+    blocks, n_plain = read_blocks(RELEASES, ["flat-00*"]), np.array([39, 13])
+    quadruples = choose_dihedrals(SMALL.molecule(), None).quadruples
+    data = walks(blocks, SMALL.molecule().sites, quadruples)
+    *_, kind, share = weighed(data, Bias.read(RELEASES), 5)
+    np.testing.assert_allclose(rare.stands_for, share * n_plain[(kind - 1) // 2])
+    phi = [torsions(x.double().numpy(), quadruples)[:, 0] for x in (rare.before, rare.after)]
+    assert torch.equal(rare.kind, torch.from_numpy(kind_of(*phi, Bias.read(RELEASES))))
+
+
+def test_pairs_of_shots_like_rare_ones_are_a_kind_of_their_own(md: Path, tmp_path: Path) -> None:
+    for name in ("segment-000", "segment-001"):
+        shutil.copy(md / f"{name}.npz", tmp_path)
+    mirrored = read_record(md / "segment-000.npz")
+    write_record(tmp_path / "segment-003.npz", replace(mirrored, pos_nm=mirrored.pos_nm * [1, 1, -1]))
+    shutil.copy(md / "segment-002.npz", tmp_path / "shot-00000.npz")
+    packed = recipes.pack(SMALL, [tmp_path], [], ["segment-001"], (RELEASES, ["flat-00*"]))
+    assert packed.rare is not None
+    assert len(packed.training) == 52 and packed.rare.n_kinds == 5
+    assert float(packed.rare.of_kinds()[4]) == int((packed.rare.kind == 5).sum()) == 26
 
 
 def test_packed_rare_pairs_come_back_as_they_were(packed: Packed, tmp_path: Path) -> None:
@@ -256,8 +291,9 @@ def test_the_classifier_is_read_only_for_the_run_it_is_of(packed: Packed, tmp_pa
     again = learned(packed.build(), packed, 0, path)
     assert again is not None and path.read_bytes() == written
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
-    learned(packed.build(), packed, 1, path)
-    assert path.read_bytes() != written
+    with pytest.raises(ValueError, match="of other data or settings: choose another folder"):
+        learned(packed.build(), packed, 1, path)
+    assert path.read_bytes() == written
     path.write_bytes(b"damaged")
     assert learned(packed.build(), packed, 0, path) is not None and path.read_bytes() == written
 
@@ -272,5 +308,9 @@ def test_a_recipe_tells_of_its_releases(md: Path, tmp_path: Path, capsys: pytest
     assert "begins on one side of the barrier only" in capsys.readouterr().err
     assert recipes.main(SMALL, None, [*options, "--releases", str(RELEASES), "--blocks", "flat-00*"]) == 0
     training = read_metrics(out)["sections"]["training"]
-    assert f"--releases {RELEASES.name} --blocks flat-00*" in training["command"]
-    assert training["rare"]["n_pairs"] > 50 and len(training["rare"]["stand_for"]) == 2
+    assert f"--releases {RELEASES.name} --blocks 'flat-00*'" in training["command"]
+    assert min(training["rare"]["n_pairs"]) > 10 and len(training["rare"]["stand_for"]) == 4
+    assert training["segments"]["releases"][0].startswith("flat-00???: ")
+    with pytest.raises(SystemExit):
+        recipes.main(SMALL, None, [*options, "--blocks", "flat-00*"])
+    assert "add --releases FOLDER" in capsys.readouterr().err

@@ -54,11 +54,13 @@ def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]
 
     Raises
     ------
-    StructureError : no such block, one that is damaged, or blocks that differ in their paths.
+    StructureError : a pattern that no block matches, a block that is damaged, or blocks that differ in their paths.
     """
-    files = sorted(p for p in folder.glob("*.npz") if any(fnmatch.fnmatchcase(p.stem, n) for n in names))
-    if not files:
-        raise StructureError(f"{folder} has no block {', '.join(names)}: give the output of flattened MD")
+    present = sorted(folder.glob("*.npz"))
+    for name in names:
+        if not fnmatch.filter((path.stem for path in present), name):
+            raise StructureError(f"{folder} has no block {name}: give the output of flattened MD")
+    files = [p for p in present if any(fnmatch.fnmatch(p.stem, name) for name in names)]
     found = []
     for path in files:
         try:

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from training.curve import draw_curve
 from training.loop import PRECISIONS, LoopConfig, train
-from training.score_dynamics.importance import learned
+from training.score_dynamics.importance import CLIP, learned
 from training.score_dynamics.packed import Packed, read_packed
 from training.score_dynamics.transitions import denoising_loss, make_batches
 from zoo.errors import ZooError
@@ -98,6 +98,10 @@ def fit(
         "noise": json.dumps(asdict(noise)),
     }
     importance = learned(model, packed, loop.seed, state / "importance.safetensors")
+    if importance is not None:
+        loop = replace(loop, clip=CLIP)
+        digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in importance.state_dict().values()))
+        settings["importance"] = digest.hexdigest()
     if importance is not None and accelerator is not None:
         importance.to(accelerator.device)
     best = Best(state, model, evaluate, run_name(loop, settings, start_from)) if keep_best else None
@@ -112,7 +116,7 @@ def fit(
 
     average = train(
         model,
-        make_batches(packed.training, noise.batch_size, noise.condition_noise, packed.rare, noise.rare_share),
+        make_batches(packed.training, noise.batch_size, noise.condition_noise, packed.rare),
         lambda net, batch, rng, step: [term(net, batch, part) for part in range(n_terms)],
         loop,
         state,

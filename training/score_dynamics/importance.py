@@ -7,12 +7,15 @@ see the rare kinds.  Denoising has a freedom, though: the minimum of E[w |D(y + 
 is the posterior mean for any positive weight w that is a function of what D sees, z = (y + sigma n, sigma,
 x).  So every pair of kind k has the weight
 
-    w = lambda(z) r_k,    lambda(z) = 1 / sum over k of p_k(z) r_k,
+    w = lambda(z) r_k,    lambda(z) = (1 + b sqrt(1 - sum over k of q_k(z)^2)) / sum over k of p_k(z) r_k,
 
-where p_k(z) is the probability, among what is drawn, that z came from a pair of kind k.  Where z can only
-come from a rare kind, these pairs count 1 each; where it can come from both, the few plain pairs that get
-there count as many times more as they are drawn too seldom.  The p_k come from a small classifier that is
-trained first, and any error of it changes the noise of the loss, not its minimum.
+where p_k(z) is the probability, among what is drawn, that z came from a pair of kind k, and q_k(z) ~ p_k(z)
+r_k the true one.  Where z can only come from one kind, its pairs count about 1 each, up to a limit of lambda;
+where it can come from several, those that get there seldom count as many times more as they are drawn too
+seldom, and all count more, for there it is decided how many steps go over the barrier: noisy displacements
+become rarer by a factor of e every few tenths of an Å on the way there, so a network that draws the border a
+little too near, or not sharply, lets several times too many over.  The p_k come from a small classifier that
+is trained first, and any error of it changes the noise of the loss, not its minimum.
 
 Few plain pairs get where they must compete with rare ones, and a loss that rests on few pairs of large weight
 is noisy.  So the noise n of a share g of the plain pairs is directed: n + m, where m = u (y_rare - y) / sigma
@@ -53,10 +56,17 @@ from zoo.score_dynamics import ConditionalDenoiser
 
 #: Å of noise on the structure that the classifier sees, so that it cannot know one pair by heart.
 _BLUR = 0.1
-#: The largest weight of a plain pair: the smallest step from a chance of 1e-3 that it was none.
-_LIMIT = 2000.0
+#: lambda is not larger: one pair of it would be all of a batch.
+_LIMIT = 300.0
+#: b: how much more counts what may have come from several kinds.
+_BORDER = 5.0
 #: Share of plain pairs with directed noise, if the way is no longer than so many sigma.
 _DIRECTED, _REACH = 0.3, 6.0
+#: Steps of the classifier.
+N_STEPS = 4000
+#: Gradients are clipped at a larger norm than else: those clipped would be those of the few plain pairs with
+#: large weights, and without them too many steps go over the barrier.
+CLIP = 20.0
 
 
 class Importance(nn.Module):
@@ -111,44 +121,51 @@ class Importance(nn.Module):
     @torch.no_grad()
     def forward(self, noisy: Tensor, sigma: Tensor, local: Tensor, kind: Tensor) -> Tensor:
         """lambda(z) r_k (batch,); displacements, structures (batch, n_sites, 3) and sigma (batch,) in Å."""
-        drawn = self.logits(noisy, sigma, local).softmax(-1)
-        return (drawn @ self.ratios).reciprocal().clamp(max=_LIMIT) * self.ratios[kind]
+        true = self.logits(noisy, sigma, local).softmax(-1) * self.ratios
+        scale = true.sum(-1).reciprocal()
+        q = true * scale[:, None]
+        border = 1.0 + _BORDER * (1.0 - q.square().sum(-1)).clamp(min=0.0).sqrt()
+        return border * scale.clamp(max=_LIMIT) * self.ratios[kind]
 
 
-def ratios(rare: RarePairs, n_plain: int, batch_size: int, rare_share: float) -> Tensor:
-    """(3,) how much too seldom pairs of each kind are drawn, with ``n_plain`` plain ones, which are 1."""
-    rows, rows_each = rows_of_kinds(batch_size, rare_share)
-    stand_for = [float(rare.stands_for[rare.side == side].sum()) for side in (0, 1)]
-    return torch.tensor([1.0, *((each / rows_each) / (n_plain / rows) for each in stand_for)])
+def ratios(rare: RarePairs, n_plain: int, batch_size: int) -> Tensor:
+    """(1 + n_kinds,) how much too seldom each kind is drawn, with ``n_plain`` plain ones, which are 1."""
+    rows, rows_each = rows_of_kinds(batch_size, rare.n_kinds)
+    return torch.cat([torch.ones(1), (rare.of_kinds() / rows_each / (n_plain / rows)).float()])
 
 
 def learned(model: ConditionalDenoiser, packed: Packed, seed: int, path: Path) -> Importance | None:
     """What to weigh the pairs of packed data with: trained, or read if ``path`` is of the same data and seed.
 
     None without rare pairs.
+
+    Raises
+    ------
+    ValueError : ``path`` is of other data, settings or seed.
     """
     rare, noise = packed.rare, packed.noise
     if rare is None:
         return None
-    drawn = ratios(rare, len(packed.training), noise.batch_size, noise.rare_share)
+    drawn = ratios(rare, len(packed.training), noise.batch_size)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         _, displacements = local_displacements(model, rare.before, rare.after)
         importance = Importance(packed.config["sigma_data"], drawn, displacements)
-    text = json.dumps([packed.sha256, asdict(noise), seed])
+    text = json.dumps([packed.sha256, asdict(noise), seed, N_STEPS])
     run = hashlib.sha256(text.encode()).hexdigest()
     names = list(importance.state_dict())
     try:
         with safe_open(path, framework="pt") as file:
-            if file.metadata().get("run") == run:
-                importance.load_state_dict({name: file.get_tensor(name) for name in names})
-                return importance.requires_grad_(False)
+            if file.metadata().get("run") != run:
+                raise ValueError(f"{path} is of other data or settings: choose another folder for the state")
+            importance.load_state_dict({name: file.get_tensor(name) for name in names})
+            return importance.requires_grad_(False)
     except (OSError, SafetensorError, AttributeError):
-        pass  # none yet, or not of this run
-    make_batch = make_batches(packed.training, noise.batch_size, _BLUR, rare, noise.rare_share)
-    schedule = LoopConfig(n_steps=noise.classifier_steps, learning_rate=1e-3, warmup=50)
+        pass  # none yet, or damaged
+    make_batch = make_batches(packed.training, noise.batch_size, _BLUR, rare)
+    schedule = LoopConfig(n_steps=N_STEPS, learning_rate=1e-3, warmup=50)
     optimizer = torch.optim.Adam(importance.parameters(), lr=schedule.learning_rate)
-    for step in range(noise.classifier_steps):
+    for step in range(N_STEPS):
         batch = make_batch(np.random.default_rng([seed, 2**31, step]))
         with torch.no_grad():
             local, y = local_displacements(model, batch["x"], batch["x_next"])

@@ -22,23 +22,17 @@ from training.score_dynamics.transitions import RarePairs, Transitions
 from zoo.errors import ZooError
 from zoo.score_dynamics import BACKBONES, ConditionalDenoiser
 
-_RARE = ("before", "after", "side", "stands_for", "plain_side")
+_RARE = ("before", "after", "kind", "stands_for", "side", "plain_side")
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Batches and noise of training; lengths in Å, ``sigma_mean`` and ``sigma_std`` of ln(sigma / Å).
-
-    ``rare_share`` of a batch are pairs over a barrier from one side, as many from the other, if any;
-    ``classifier_steps`` of `training.score_dynamics.importance` come first then.
-    """
+    """Batches and noise of training; lengths in Å, ``sigma_mean`` and ``sigma_std`` of ln(sigma / Å)."""
 
     batch_size: int = 512
     condition_noise: float = 0.015
     sigma_mean: float = -1.8
     sigma_std: float = 1.3
-    rare_share: float = 0.1
-    classifier_steps: int = 4000
 
 
 @dataclass(frozen=True)

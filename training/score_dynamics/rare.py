@@ -1,20 +1,27 @@
-"""Pairs that go over a barrier, which plain MD has once in thousands or never, from released paths.
+"""Pairs onto and over a barrier, which plain MD has once in thousands or never, from released paths.
 
 Of the pairs of frames one lag apart that begin on one side of a barrier a share p ends on the other side.
 Where p is some 1e-4, plain MD of nanoseconds holds a handful of such pairs and a network learns them by heart
 or not at all.  Walkers on a flattened surface release many (`training.reference_md.flattened`), and their
 weights are known: a release k has the path x_k(s), plain MD on both sides of the release at s = 0, so with
-the reasoning of `training.benchmarks.barriers.crossings` the probability, in equilibrium, of a pair that goes
-over the barrier is
+the reasoning of `training.benchmarks.barriers.crossings` the probability, in equilibrium, of a pair of some
+kind, all of which are on the ridge at some moment, is
 
-    P = sum over k, and over s with s <= 0 <= s + lag and x_k(s) and x_k(s + lag) on different sides,
+    P = sum over k, and over s with s <= 0 <= s + lag and x_k(s), x_k(s + lag) a pair of this kind,
         of 1 / (sum over moments between the two, on the ridge, of exp(-V / kT))
         / sum over all frames of walkers of exp(V / kT).
 
-Equilibrium does not know the direction of time: each such pair counts half as it is and half reversed.
-Divided by the population of the side on which a pair begins this is the share of that pair among all that
-begin there, and times the number of plain pairs that begin there it is the number of plain pairs for which
-it stands.  The pairs of plain MD that go over the barrier are left out in exchange.
+Equilibrium does not know the direction of time: each pair counts half as it is and half reversed.  Divided by
+the population of what is beside the ridge on the side where a pair begins this is the share of that pair
+among all that begin there, and times the number of plain pairs that begin there it is the number of plain
+pairs for which it stands.  So plain MD must be in equilibrium on either side, over which the sum of its pairs
+is taken; a side ends half a turn from the ridge, where nearly nothing should be.
+
+There are five kinds: pairs that begin beside the ridge on side 0 or 1, and end on the near half of the ridge
+(1, 3: `onto` it) or beyond its middle (2, 4: `over` it).  A border between kinds in the middle of the ridge
+alone would be one between rare pairs that are drawn often and others, as rare, that are not.  Plain MD gives
+up its own pairs of these kinds in exchange.  Shots and clones begin where they were set, with all that
+follows; those of their pairs that are like this are kind 5, each for itself, to be drawn more often too.
 """
 
 from __future__ import annotations
@@ -38,17 +45,25 @@ from zoo.molecules.molecule import Molecule
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+#: Of pairs that were set, beside the two of either side.
+_SET = 5
+
+
+def kind_of(before: npt.ArrayLike, after: npt.ArrayLike, bias: Bias) -> IntArray:
+    """0 for plain pairs, 1 to 4 for those onto and over the ridge, by their first torsions in degrees."""
+    a, b = _from_ridge(before, bias), _from_ridge(after, bias)
+    width = bias.ridge[1]
+    over = ((a > 0) != (b > 0)) & (np.abs(a - b) < 180.0)
+    onto = (np.abs(b) <= width) & ~over
+    kind = np.where(over, 2, np.where(onto, 1, 0))
+    return np.asarray(np.where((np.abs(a) > width) & (kind > 0), kind + 2 * (a > 0), 0), dtype=np.int64)
 
 
 def side_of(angle: npt.ArrayLike, bias: Bias) -> IntArray:
     """0 or 1: below or above the ridge, where the first torsion (degrees) is within half a turn of it."""
     return (_from_ridge(angle, bias) > 0).astype(np.int64)
-
-
-def goes_over(before: npt.ArrayLike, after: npt.ArrayLike, bias: Bias) -> npt.NDArray[np.bool_]:
-    """Whether the first torsion (degrees) goes over the ridge, and not the other way around the circle."""
-    a, b = _from_ridge(before, bias), _from_ridge(after, bias)
-    return np.asarray(((a > 0) != (b > 0)) & (np.abs(a - b) < 180.0))
 
 
 def _from_ridge(angle: npt.ArrayLike, bias: Bias) -> Array:
@@ -57,12 +72,12 @@ def _from_ridge(angle: npt.ArrayLike, bias: Bias) -> Array:
 
 def exchanged(
     data: Transitions,
-    is_plain: npt.NDArray[np.bool_],
+    is_plain: BoolArray,
     molecule: Molecule,
     folder: Path,
     names: Sequence[str] = ("flat-*",),
-) -> tuple[Transitions, RarePairs]:
-    """Pairs of plain MD without those over the barrier, and such pairs from blocks of flattened MD instead.
+) -> tuple[Transitions, RarePairs, list[str]]:
+    """Pairs of plain MD without rare ones, rare ones from blocks of flattened MD, and the names of these.
 
     Parameters
     ----------
@@ -77,22 +92,37 @@ def exchanged(
     blocks, bias = read_blocks(folder, names), Bias.read(folder)
     if bias.sha256 != blocks[0].bias_sha256:
         raise StructureError(f"the blocks in {folder} were made with another bias than the one there")
+    if blocks[0].paths.shape[2] != molecule.n_atoms:
+        raise StructureError(
+            f"the released MD in {folder} is of {blocks[0].paths.shape[2]} atoms, the molecule has "
+            f"{molecule.n_atoms}"
+        )
     quadruples = choose_dihedrals(molecule, None).quadruples
     phi = np.asarray(torsions(data.frames.double().numpy(), quadruples)[:, 0])
     first = data.origins.numpy()
-    plain = is_plain[first]
-    over = goes_over(phi[first], phi[first + data.lag], bias) & plain
-    n_plain = np.bincount(side_of(phi[first[plain]], bias), minlength=2)
+    plain, kind = is_plain[first], kind_of(phi[first], phi[first + data.lag], bias)
+    beside = plain & ~bias.on_ridge(phi[first])
+    n_plain = np.bincount(side_of(phi[first[beside]], bias), minlength=2)
     if not n_plain.all():
         raise StructureError(
             "the plain MD begins on one side of the barrier only: add segments from the other side"
         )
-    kept = ~over
-    rare = rare_pairs(
-        blocks, bias, molecule.sites, quadruples, data.lag_time, (int(n_plain[0]), int(n_plain[1])),
-        side_of(phi[first[kept]], bias),
-    )  # fmt: skip
-    return replace(data, origins=data.origins[torch.from_numpy(kept)]), rare
+    kept = kind == 0
+    rare = rare_pairs(blocks, bias, molecule.sites, quadruples, data.lag_time, n_plain)
+    rare = replace(rare, plain_side=torch.from_numpy(side_of(phi[first[kept]], bias)))
+    set_there = torch.from_numpy(~plain & ~kept)
+    if bool(set_there.any()):
+        before, after = data.pairs(set_there)
+        n = len(before)
+        rare = RarePairs(
+            torch.cat([rare.before, before]),
+            torch.cat([rare.after, after]),
+            torch.cat([rare.kind, torch.full((n,), _SET)]),
+            torch.cat([rare.stands_for, torch.ones(n, dtype=torch.float64)]),
+            torch.cat([rare.side, torch.from_numpy(side_of(phi[first[set_there.numpy()]], bias))]),
+            rare.plain_side,
+        )
+    return replace(data, origins=data.origins[torch.from_numpy(kept)]), rare, [b.name for b in blocks]
 
 
 def rare_pairs(
@@ -101,21 +131,19 @@ def rare_pairs(
     sites: Sequence[int],
     quadruples: Sequence[Any],
     lag_time: float,
-    n_plain: tuple[int, int],
-    plain_side: IntArray,
+    n_plain: IntArray,
 ) -> RarePairs:
-    """All pairs over the barrier that contain the moment of a release, in both directions of time.
+    """All pairs of the kinds 1 to 4 that contain the moment of a release, in both directions of time.
 
     Parameters
     ----------
     sites : atoms of the released MD which are the sites; ``quadruples`` of torsions refer to sites.
     lag_time : ps.
-    n_plain : pairs of plain MD that begin on either side.
-    plain_side : see `RarePairs`.
+    n_plain : (2,) pairs of plain MD that begin beside the ridge on either side.
 
     Raises
     ------
-    StructureError : the paths are shorter than two lags, or none goes over the barrier.
+    StructureError : the paths are shorter than two lags, or there are no pairs of some kind.
     """
     data = walks(blocks, sites, quadruples)
     positions = np.concatenate([b.paths[:, :, list(sites)] for b in counted(blocks)[0]])
@@ -125,41 +153,45 @@ def rare_pairs(
             f"released paths of {middle * data.dt:g} ps to either side, with frames every {data.dt:g} ps, "
             f"hold no pairs {lag_time:g} ps apart around their middle"
         )
-    path, begin, end, side, share = over_the_barrier(data, bias, lag)
-    if not len(path):
-        raise StructureError("no released path goes over the barrier: let the walkers go on")
+    path, begin, end, kind, share = weighed(data, bias, lag)
+    if set(kind.tolist()) != {1, 2, 3, 4}:
+        raise StructureError("too few released paths go over the barrier: let the walkers go on")
+    side = (kind - 1) // 2
     return RarePairs(
         torch.from_numpy(positions[path, begin]),
         torch.from_numpy(positions[path, end]),
+        torch.from_numpy(kind),
+        torch.from_numpy(share * n_plain[side]),
         torch.from_numpy(side),
-        torch.from_numpy(share * np.array(n_plain)[side]),
-        torch.from_numpy(plain_side),
+        torch.zeros(0, dtype=torch.int64),
     )
 
 
-def over_the_barrier(
-    data: Walks, bias: Bias, lag: int
-) -> tuple[IntArray, IntArray, IntArray, IntArray, Array]:
-    """Pairs over the barrier: path, first and last frame, side of the first, and share of those there.
+def weighed(data: Walks, bias: Bias, lag: int) -> tuple[IntArray, IntArray, IntArray, IntArray, Array]:
+    """Rare pairs among released paths, (n,) each: path, first and last frame, kind, and share.
 
-    The shares of all pairs of a side add up to the probability that one that begins there goes over.
+    Shares are of all pairs that begin beside the ridge on the same side, so those of a kind add up to the
+    probability that a pair that begins there is of this kind.
     """
     middle = data.paths.shape[1] // 2
     phi = data.paths[..., 0]
     on_ridge = np.where(bias.on_ridge(phi), np.exp(-bias.at(data.paths) / data.kt), 0.0)
     top = float(data.bias.max())  # exp(V / kT) is large
     weights = np.exp(data.bias - top)
-    above = float(weights @ side_of(data.visited[:, 0], bias) / weights.sum())
+    beside = weights * ~bias.on_ridge(data.visited[:, 0])
+    population = np.bincount(side_of(data.visited[:, 0], bias), beside, minlength=2)
     rows: list[tuple[int, int, int]] = []
     probability: list[float] = []
     for k in np.flatnonzero(on_ridge[:, middle] > 0):
         # by the same interpolation as along the path, so that its error cancels
-        scale = on_ridge[k, middle] * np.exp(data.released[k] - top) / weights.sum()
+        scale = on_ridge[k, middle] * np.exp(data.released[k] - top)
         for s in range(middle - lag, middle + 1):
-            if goes_over(phi[k, s], phi[k, s + lag], bias):
-                rows += [(int(k), s, s + lag), (int(k), s + lag, s)]
-                probability += 2 * [0.5 * scale / on_ridge[k, s : s + lag + 1].sum()]
+            half = 0.5 * scale / on_ridge[k, s : s + lag + 1].sum()
+            rows += [(int(k), s, s + lag), (int(k), s + lag, s)]
+            probability += [half, half]
     path, begin, end = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    side = side_of(phi[path, begin], bias)
+    kind = kind_of(phi[path, begin], phi[path, end], bias)
+    rare = kind > 0
+    path, begin, end, kind = path[rare], begin[rare], end[rare], kind[rare]
     with np.errstate(divide="ignore"):
-        return path, begin, end, side, np.array(probability) / np.array([1.0 - above, above])[side]
+        return path, begin, end, kind, np.array(probability)[rare] / population[(kind - 1) // 2]

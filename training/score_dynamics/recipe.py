@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from training.loop import LOG
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
+from training.score_dynamics.importance import CLIP
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.rare import exchanged
 from training.score_dynamics.transitions import (
@@ -117,11 +119,12 @@ def pack(
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
-    rare = None
+    rare, released = None, {}
     if releases is not None:
         lengths = [len(s.positions) for s in parts["training"]]
         is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
-        training, rare = exchanged(training, is_plain, mol, *releases)
+        training, rare, names = exchanged(training, is_plain, mol, *releases)
+        released = {"releases": names}
     common: dict[str, Any] = {
         "name": recipe.name,
         "version": recipe.version,
@@ -140,7 +143,10 @@ def pack(
         training=training,
         validation=transitions(parts["validation"], mol.sites, recipe.lag_time),
         noise=recipe.noise,
-        segments={part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
+        segments={
+            **{part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
+            **released,
+        },
         rare=rare,
     )
 
@@ -188,7 +194,8 @@ def earlier(start_from: Path | None) -> list[dict[str, Any]]:
     section = read_metrics(start_from.parent).get("sections", {}).get("training")
     if section is None:
         raise ZooError(f"{start_from}: no metrics beside it say how it was trained")
-    return [*section.get("earlier", []), {**section["results"][0], "command": section["command"]}]
+    told = {"command": section["command"], "segments": section.get("segments", {})}
+    return [*section.get("earlier", []), {**section["results"][0], **told}]
 
 
 def shortened(names: Sequence[str]) -> list[str]:
@@ -220,11 +227,12 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
     )  # fmt: skip
     parser.add_argument(
         "--releases", type=Path, metavar="FOLDER",
-        help="of flattened MD: pairs over its barrier come from there, weighed, in place of plain MD",
+        help="of flattened MD: pairs over its barrier come from there, weighed, in place of plain MD's "
+        "(reference_md/README.md, On a flattened surface)",
     )  # fmt: skip
     parser.add_argument(
-        "--blocks", nargs="+", default=["flat-*"], metavar="NAME",
-        help="which of its blocks; * and ? match anything (default: all)",
+        "--blocks", nargs="+", metavar="NAME",
+        help="which of its blocks, as patterns of a shell, such as 'flat-0[01]*' (default: all)",
     )  # fmt: skip
     out = Path("build") / recipe.name
     parser.add_argument("--out", type=Path, default=out, help="checkpoint folder to write")
@@ -236,6 +244,9 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
     )  # fmt: skip
     add_arguments(parser, recipe.n_steps)
     args = parser.parse_args(argv)
+    if args.blocks and args.releases is None:
+        parser.error("--blocks are those of a folder: add --releases FOLDER")
+    args.blocks = args.blocks or ["flat-*"]
     torch.set_num_threads(1)  # parallel over parts of a batch instead, see `fit`
     state = args.state or args.out.with_name(args.out.name + "-training")
     try:
@@ -254,13 +265,15 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     print(
         f"{recipe.name}: {n_parameters} parameters, {len(packed.training)} pairs of "
         f"{len(packed.segments['training'])} segments, {len(packed.validation)} for validation, "
-        f"{0 if packed.rare is None else len(packed.rare)} over a barrier, "
+        f"{0 if packed.rare is None else len(packed.rare)} onto and over a barrier, "
         f"sigma_data {packed.config['sigma_data']} Å; state and curve.png in {state}",
         flush=True,
     )
     if args.pack_only:
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
         return 0
+    if packed.rare is not None:
+        print("a classifier of rare pairs is trained first, for a minute or two", flush=True)
     loop = loop_config(args)
     model, average = fit(
         packed,
@@ -288,11 +301,11 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     if args.start_from is not None:
         options += f" --start-from {args.start_from.parent.name}/{args.start_from.name}"
     if releases is not None:
-        options += f" --releases {args.releases.name} --blocks {' '.join(args.blocks)}"
+        options += f" --releases {args.releases.name} --blocks {' '.join(map(shlex.quote, args.blocks))}"
     if tuple(args.hold_out) != recipe.hold_out:
-        options += f" --hold-out {' '.join(args.hold_out)}"
+        options += f" --hold-out {' '.join(map(shlex.quote, args.hold_out))}"
     if tuple(args.validation) != recipe.validation:
-        options += f" --validation {' '.join(args.validation)}"
+        options += f" --validation {' '.join(map(shlex.quote, args.validation))}"
     record(
         args.out,
         "training",
@@ -313,13 +326,14 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
 
 
 def told_of(packed: Packed) -> dict[str, Any] | None:
-    """What is recorded of pairs over a barrier: how many, and for how many of plain MD they stand."""
+    """What is recorded of rare pairs: how many of each kind, and for how many of plain MD they stand."""
     rare = packed.rare
     if rare is None:
         return None
     return {
-        "n_pairs": len(rare),
-        "stand_for": [round(float(rare.stands_for[rare.side == side].sum()), 3) for side in (0, 1)],
+        "n_pairs": torch.bincount(rare.kind)[1:].tolist(),
+        "stand_for": [round(float(each), 3) for each in rare.of_kinds()],
+        "clip": CLIP,
     }
 
 

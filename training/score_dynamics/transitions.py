@@ -20,6 +20,9 @@ from zoo.score_dynamics import ConditionalDenoiser
 if TYPE_CHECKING:
     from training.score_dynamics.importance import Importance
 
+#: Of a batch, pairs of each rare kind.
+RARE_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -45,41 +48,50 @@ class Transitions:
 
 @dataclass(frozen=True)
 class RarePairs:
-    """Pairs over a barrier.
+    """Pairs onto and over a barrier, see `training.score_dynamics.rare`.
 
-    before, after (n, n_sites, 3) Å float32; ``side`` (n,) on which side of the barrier, 0 or 1, each begins;
-    ``stands_for`` (n,) float64, for how many pairs of the plain MD; ``plain_side`` (n_plain,) on which side
-    each of the plain pairs beside them begins.
+    before, after (n, n_sites, 3) Å float32; ``kind`` (n,) int64 from 1, pairs of a kind being drawn by what
+    they stand for; ``stands_for`` (n,) float64, for how many pairs of the plain MD; ``side`` (n,) 0 or 1, on
+    which side of the barrier each begins; ``plain_side`` (n_plain,) the same of the plain pairs beside them.
     """
 
     before: Tensor
     after: Tensor
-    side: Tensor
+    kind: Tensor
     stands_for: Tensor
+    side: Tensor
     plain_side: Tensor
 
     def __len__(self) -> int:
         return len(self.before)
 
     def __post_init__(self) -> None:
-        n, of_side = len(self.before), [float(self.stands_for[self.side == k].sum()) for k in (0, 1)]
-        if not n == len(self.after) == len(self.side) == len(self.stands_for) or not all(
-            0 < each < float("inf") for each in of_side
-        ):
-            raise ValueError("pairs over a barrier need weights, and both directions")
+        n = len(self.before)
+        if not n == len(self.after) == len(self.kind) == len(self.stands_for) == len(self.side):
+            raise ValueError("rare pairs of different numbers")
+        if not bool((self.of_kinds() > 0).all()):
+            raise ValueError("there are kinds of rare pairs that stand for nothing")
+
+    def of_kinds(self) -> Tensor:
+        """(n_kinds,) float64, for how many plain pairs those of each kind stand."""
+        return torch.bincount(self.kind - 1, self.stands_for)
+
+    @property
+    def n_kinds(self) -> int:
+        return int(self.kind.max())
 
 
-def rows_of_kinds(batch_size: int, rare_share: float) -> tuple[int, int]:
-    """Rows of a batch for plain pairs, and for rare pairs of either side.
+def rows_of_kinds(batch_size: int, n_kinds: int) -> tuple[int, int]:
+    """Rows of a batch for plain pairs, and for each kind of rare ones.
 
     Raises
     ------
     ValueError : none is left for plain pairs.
     """
-    n_each = max(round(rare_share * batch_size), 1)
-    if batch_size <= 2 * n_each:
-        raise ValueError(f"pairs over a barrier cannot be twice {rare_share} of a batch of {batch_size}")
-    return batch_size - 2 * n_each, n_each
+    n_each = max(round(RARE_SHARE * batch_size), 1)
+    if batch_size <= n_kinds * n_each:
+        raise ValueError(f"a batch of {batch_size} is too small for {n_kinds} kinds of rare pairs")
+    return batch_size - n_kinds * n_each, n_each
 
 
 def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: float) -> Transitions:
@@ -129,34 +141,33 @@ def rigid_motion(model: ConditionalDenoiser, before: Tensor, after: Tensor) -> T
 
 
 def make_batches(
-    data: Transitions,
-    batch_size: int,
-    condition_noise: float,
-    rare: RarePairs | None = None,
-    rare_share: float = 0.0,
+    data: Transitions, batch_size: int, condition_noise: float, rare: RarePairs | None = None
 ) -> Callable[[np.random.Generator], dict[str, Tensor]]:
     """Draws everything random of a step from its generator; the arrays are those of the loss.
 
-    With rare pairs a batch ends with ``rare_share`` of it of either side of the barrier, drawn by what they
-    stand for, and has the "kind" of each pair: 0 plain, 1 and 2 rare; and what directed noise needs, see
+    With rare pairs a batch ends with `RARE_SHARE` of it of each of their kinds, drawn by what they stand for,
+    and has the "kind" of each pair, 0 for plain ones, and what directed noise needs: see
     `training.score_dynamics.importance`.
     """
     n_sites = data.frames.shape[1]
-    n_plain, n_each = (batch_size, 0) if rare is None else rows_of_kinds(batch_size, rare_share)
-    kind = torch.arange(3).repeat_interleave(torch.tensor([n_plain, n_each, n_each]))
-    of_side: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    n_kinds = 0 if rare is None else rare.n_kinds
+    n_plain, n_each = (batch_size, 0) if rare is None else rows_of_kinds(batch_size, n_kinds)
+    kind = torch.arange(n_kinds + 1).repeat_interleave(torch.tensor([n_plain] + n_kinds * [n_each]))
+    of_kind: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    of_side: list[npt.NDArray[np.int64]] = []
     if rare is not None:
-        for side in (0, 1):
-            rows = torch.nonzero(rare.side == side)[:, 0]
+        of_side = [torch.nonzero(rare.side == side)[:, 0].numpy() for side in (0, 1)]
+        for k in range(1, n_kinds + 1):
+            rows = torch.nonzero(rare.kind == k)[:, 0]
             cumulative = rare.stands_for[rows].cumsum(0)
-            of_side.append((rows.numpy(), (cumulative / cumulative[-1]).numpy()))
+            of_kind.append((rows.numpy(), (cumulative / cumulative[-1]).numpy()))
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
         more: dict[str, Tensor] = {}
         index = torch.from_numpy(rng.integers(len(data), size=n_plain))
         before, after = data.pairs(index)
         if rare is not None:
-            drawn = np.concatenate([rows[np.searchsorted(c, rng.random(n_each))] for rows, c in of_side])
+            drawn = np.concatenate([rows[np.searchsorted(c, rng.random(n_each))] for rows, c in of_kind])
             before = torch.cat([before, rare.before[drawn]])
             after = torch.cat([after, rare.after[drawn]])
 
@@ -169,7 +180,7 @@ def make_batches(
             quantiles = rng.permutation(quantiles)  # all levels for all kinds
             side, any_of = np.zeros(batch_size, dtype=np.int64), rng.random((3, batch_size))
             side[:n_plain] = rare.plain_side[index]
-            toward = [rows[(any_of[0] * len(rows)).astype(np.int64)] for rows, _ in of_side]
+            toward = [rows[(any_of[0] * len(rows)).astype(np.int64)] for rows in of_side]
             more = {
                 "kind": kind,
                 "toward": torch.from_numpy(np.where(side == 0, *toward)),

@@ -85,6 +85,14 @@ def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
     return {(row["kind"], row["name"]): row for row in sections["kinetics"]["results"]}
 
 
+def trained_on(folder: Path) -> set[str]:
+    """Walkers ("flat-00") of which blocks are among the training data of a checkpoint, by its metrics."""
+    training = read_metrics(folder).get("sections", {}).get("training", {})
+    parts = [each.get("segments", {}) for each in (training, *training.get("earlier", []))]
+    names = [name for part in parts for key in ("training", "releases") for name in part.get(key, [])]
+    return {name[: len("flat-00")] for name in names if name.startswith("flat-")}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.barriers",
@@ -113,6 +121,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     blocks = read_blocks(args.releases, args.blocks)
+    known = sorted(trained_on(args.checkpoint) & {b.name[: len("flat-00")] for b in blocks})
+    if known:
+        raise ZooError(
+            f"{model.name} was trained on blocks of the walkers {', '.join(known)}: choose those of others "
+            "with --blocks"
+        )
     bias = Bias.read(args.releases)
     if bias.sha256 != blocks[0].bias_sha256:
         raise ZooError(f"the blocks in {args.releases} were made with another bias than the one there")
