@@ -20,10 +20,10 @@ from training.reference_md.walks import walks
 from training.score_dynamics import importance
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics.fit import fit
-from training.score_dynamics.importance import Importance, learned, ratios
+from training.score_dynamics.importance import Importance, learned
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.rare import kind_of, side_of, weighed
-from training.score_dynamics.transitions import RarePairs, Transitions, make_batches
+from training.score_dynamics.transitions import RarePairs, Transitions, make_batches, rare_rows
 from training.sd_alanine_dipeptide_cg import RECIPE
 from zoo.analysis.dihedrals import choose_dihedrals
 from zoo.analysis.kinetics import torsions
@@ -104,27 +104,32 @@ def plain_pairs(n: int = 50) -> Transitions:
     return Transitions(frames, torch.arange(n), 5, 1.0)
 
 
-def test_rare_pairs_are_drawn_from_all_kinds_by_what_they_stand_for() -> None:
-    rare, size, each = some_pairs(), 8000, 400
+def test_rare_pairs_are_drawn_by_what_they_stand_for() -> None:
+    rare, size = some_pairs(), 8000
+    n_rare, ratios = rare_rows(rare, 50, size)
+    # of each kind 0.05 for one of the plain pairs, of which they are 8e-4
+    assert n_rare == round(size * 0.1 / 1.1) and float(ratios[1]) == pytest.approx(8e-4 / 0.05, rel=0.01)
     batch = make_batches(plain_pairs(), size, 0.0, rare)(np.random.default_rng(0))
-    assert torch.bincount(batch["kind"]).tolist() == [size - 2 * each, each, each]
+    assert batch["kind"].shape == (size,) and int((batch["kind"] > 0).sum()) == n_rare
     centred = rare.before - rare.before.mean(1, keepdim=True)
-    row = torch.cdist(batch["x"][-2 * each :].flatten(1), centred.flatten(1)).argmin(1)
-    assert set((row[:each] % 2).tolist()) == {0} and set((row[each:] % 2).tolist()) == {1}
-    drawn = torch.bincount(row[:each], minlength=40)[::2].double()
-    expected = rare.stands_for[::2] / rare.stands_for[::2].sum() * each
-    assert ((drawn - expected).square() / expected).sum() < 45  # chi square, 19 degrees of freedom: 0.1 %
+    row = torch.cdist(batch["x"][-n_rare:].flatten(1), centred.flatten(1)).argmin(1)
+    assert torch.equal(rare.kind[row], batch["kind"][-n_rare:])
+    drawn = torch.bincount(row, minlength=40).double()
+    # weighed with the ratios, what is drawn of each stands for its number of plain pairs
+    expected = rare.stands_for / ratios[rare.kind] / 50 * (size - n_rare)
+    assert float(expected.sum()) == pytest.approx(n_rare)
+    assert ((drawn - expected).square() / expected).sum() < 73  # chi square, 39 degrees of freedom: 0.1 %
     for kind in range(3):
         levels = batch["quantiles"][batch["kind"] == kind]
-        assert float(levels.mean()) == pytest.approx(0.5, abs=0.06)
+        assert float(levels.mean()) == pytest.approx(0.5, abs=0.1)
     # noise is directed to rare pairs that begin on the same side
     frames = plain_pairs().frames[:50]
     plain = torch.cdist(
-        batch["x"][: -2 * each].flatten(1), (frames - frames.mean(1, keepdim=True)).flatten(1)
+        batch["x"][:-n_rare].flatten(1), (frames - frames.mean(1, keepdim=True)).flatten(1)
     ).argmin(1)
-    assert torch.equal(batch["toward"][: -2 * each] % 2, plain % 2)
-    with pytest.raises(ValueError, match="a batch of 2 is too small for 2 kinds"):
-        make_batches(plain_pairs(), 2, 0.0, rare)
+    assert torch.equal(batch["toward"][:-n_rare] % 2, plain % 2)
+    with pytest.raises(ValueError, match="a batch of 1 has no place"):
+        make_batches(plain_pairs(), 1, 0.0, rare)
 
 
 def test_without_rare_pairs_batches_are_what_they_were() -> None:
@@ -139,11 +144,14 @@ def test_without_rare_pairs_batches_are_what_they_were() -> None:
     torch.testing.assert_close(batch["x"], shaken)
 
 
-def test_ratios_bring_the_true_mixture_back() -> None:
-    rare, n_plain = some_pairs(), 5000
-    counted = ratios(rare, n_plain, 500).double() * torch.tensor([450, 25, 25])  # what each weighs in a batch
-    torch.testing.assert_close(counted[1:] / counted[0], rare.of_kinds() / n_plain, rtol=1e-5, atol=0)
-    torch.testing.assert_close(rare.of_kinds(), torch.tensor([400.0, 420.0]).double() / 1e4)
+def test_no_kind_is_drawn_more_than_a_hundred_times_too_often() -> None:
+    rare = some_pairs()
+    rare = replace(rare, stands_for=torch.where(rare.kind == 1, 1e-4, 1.0).double() * rare.stands_for)
+    rows, ratios = rare_rows(rare, 5000, 10**6)
+    shares = (rare.of_kinds() / 5000).tolist()
+    assert shares[0] < 1e-9 and float(ratios[1:].min()) == pytest.approx(0.01, rel=0.01)
+    assert rows == pytest.approx(1e8 * shares[1], rel=0.01)
+    assert rare_rows(rare, 5000, 32)[0] == 1
 
 
 @pytest.mark.parametrize("wrong", [0.0, 2.0])

@@ -54,7 +54,8 @@ def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]
 
     Raises
     ------
-    StructureError : a pattern that no block matches, a block that is damaged, or blocks that differ in their paths.
+    StructureError : a pattern that no block matches, a block that is damaged, or blocks that differ in their
+        paths.
     """
     present = sorted(folder.glob("*.npz"))
     for name in names:

@@ -1,7 +1,7 @@
 """Rare pairs drawn often, and the weights that make up for it.
 
-A batch has a fixed share of pairs of each rare kind (`training.score_dynamics.rare`), many times more than
-are among all pairs.  Let r_k be how much too seldom (r < 1: too often) kind k is drawn, r = 1 for plain
+A batch has a share of pairs of each rare kind (`training.score_dynamics.rare`), up to a hundred times more
+than are among all pairs.  Let r_k be how much too seldom (r < 1: too often) kind k is drawn, r = 1 for plain
 pairs.  With the weights r_k the loss would be that of the true mixture again, but a network would hardly
 see the rare kinds.  Denoising has a freedom, though: the minimum of E[w |D(y + sigma n, sigma; x) - y|^2]
 is the posterior mean for any positive weight w that is a function of what D sees, z = (y + sigma n, sigma,
@@ -10,7 +10,7 @@ x).  So every pair of kind k has the weight
     w = lambda(z) r_k,    lambda(z) = (1 + b sqrt(1 - sum over k of q_k(z)^2)) / sum over k of p_k(z) r_k,
 
 where p_k(z) is the probability, among what is drawn, that z came from a pair of kind k, and q_k(z) ~ p_k(z)
-r_k the true one.  Where z can only come from one kind, its pairs count about 1 each, up to a limit of lambda;
+r_k the true one.  Where z can only come from one kind, its pairs count about 1 each;
 where it can come from several, those that get there seldom count as many times more as they are drawn too
 seldom, and all count more, for there it is decided how many steps go over the barrier: noisy displacements
 become rarer by a factor of e every few tenths of an Å on the way there, so a network that draws the border a
@@ -45,10 +45,9 @@ from torch import Tensor, nn
 from training.loop import LoopConfig, learning_rate
 from training.score_dynamics.packed import Packed
 from training.score_dynamics.transitions import (
-    RarePairs,
     local_displacements,
     make_batches,
-    rows_of_kinds,
+    rare_rows,
 )
 from zoo.diffusion import log_normal_sigma
 from zoo.molecules.rigid import without_rigid_motion
@@ -56,17 +55,15 @@ from zoo.score_dynamics import ConditionalDenoiser
 
 #: Å of noise on the structure that the classifier sees, so that it cannot know one pair by heart.
 _BLUR = 0.1
-#: lambda is not larger: one pair of it would be all of a batch.
-_LIMIT = 300.0
 #: b: how much more counts what may have come from several kinds.
-_BORDER = 5.0
+_BORDER = 3.0
 #: Share of plain pairs with directed noise, if the way is no longer than so many sigma.
 _DIRECTED, _REACH = 0.3, 6.0
 #: Steps of the classifier.
 N_STEPS = 4000
 #: Gradients are clipped at a larger norm than else: those clipped would be those of the few plain pairs with
 #: large weights, and without them too many steps go over the barrier.
-CLIP = 20.0
+CLIP = 5.0
 
 
 class Importance(nn.Module):
@@ -125,13 +122,7 @@ class Importance(nn.Module):
         scale = true.sum(-1).reciprocal()
         q = true * scale[:, None]
         border = 1.0 + _BORDER * (1.0 - q.square().sum(-1)).clamp(min=0.0).sqrt()
-        return border * scale.clamp(max=_LIMIT) * self.ratios[kind]
-
-
-def ratios(rare: RarePairs, n_plain: int, batch_size: int) -> Tensor:
-    """(1 + n_kinds,) how much too seldom each kind is drawn, with ``n_plain`` plain ones, which are 1."""
-    rows, rows_each = rows_of_kinds(batch_size, rare.n_kinds)
-    return torch.cat([torch.ones(1), (rare.of_kinds() / rows_each / (n_plain / rows)).float()])
+        return border * scale * self.ratios[kind]
 
 
 def learned(model: ConditionalDenoiser, packed: Packed, seed: int, path: Path) -> Importance | None:
@@ -146,11 +137,11 @@ def learned(model: ConditionalDenoiser, packed: Packed, seed: int, path: Path) -
     rare, noise = packed.rare, packed.noise
     if rare is None:
         return None
-    drawn = ratios(rare, len(packed.training), noise.batch_size)
+    _, ratios = rare_rows(rare, len(packed.training), noise.batch_size)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         _, displacements = local_displacements(model, rare.before, rare.after)
-        importance = Importance(packed.config["sigma_data"], drawn, displacements)
+        importance = Importance(packed.config["sigma_data"], ratios, displacements)
     text = json.dumps([packed.sha256, asdict(noise), seed, N_STEPS])
     run = hashlib.sha256(text.encode()).hexdigest()
     names = list(importance.state_dict())

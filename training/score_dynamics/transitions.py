@@ -20,8 +20,9 @@ from zoo.score_dynamics import ConditionalDenoiser
 if TYPE_CHECKING:
     from training.score_dynamics.importance import Importance
 
-#: Of a batch, pairs of each rare kind.
-RARE_SHARE = 0.05
+#: Of a batch, pairs of each rare kind, and the ratio, see `rare_rows`, at which this ends: with smaller ones
+#: the loss is that of the few plain pairs that have large weights.
+RARE_SHARE, SELDOM = 0.05, 0.01
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,24 @@ class RarePairs:
         return int(self.kind.max())
 
 
-def rows_of_kinds(batch_size: int, n_kinds: int) -> tuple[int, int]:
-    """Rows of a batch for plain pairs, and for each kind of rare ones.
+def rare_rows(rare: RarePairs, n_plain: int, batch_size: int) -> tuple[int, Tensor]:
+    """Rows of a batch for rare pairs, and the ratios (1 + n_kinds,): how much too seldom each kind is drawn.
+
+    It is 1 for plain pairs.  Each rare kind gets `RARE_SHARE` of what these get, but is not drawn more than
+    1 / `SELDOM` times too often.
 
     Raises
     ------
     ValueError : none is left for plain pairs.
     """
-    n_each = max(round(RARE_SHARE * batch_size), 1)
-    if batch_size <= n_kinds * n_each:
-        raise ValueError(f"a batch of {batch_size} is too small for {n_kinds} kinds of rare pairs")
-    return batch_size - n_kinds * n_each, n_each
+    shares = rare.of_kinds() / n_plain
+    ratios = torch.clamp(shares / RARE_SHARE, SELDOM, 1.0)
+    per_plain = float((shares / ratios).sum())
+    rows = max(round(batch_size * per_plain / (1.0 + per_plain)), 1)
+    if rows >= batch_size:
+        raise ValueError(f"a batch of {batch_size} has no place for rare pairs")
+    ratios = ratios * per_plain * (batch_size - rows) / rows  # for rows are whole numbers
+    return rows, torch.cat([torch.ones(1), ratios.float()])
 
 
 def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: float) -> Transitions:
@@ -145,29 +153,23 @@ def make_batches(
 ) -> Callable[[np.random.Generator], dict[str, Tensor]]:
     """Draws everything random of a step from its generator; the arrays are those of the loss.
 
-    With rare pairs a batch ends with `RARE_SHARE` of it of each of their kinds, drawn by what they stand for,
-    and has the "kind" of each pair, 0 for plain ones, and what directed noise needs: see
-    `training.score_dynamics.importance`.
+    With rare pairs a batch ends with some of them, see `rare_rows`, and has the "kind" of each pair, 0 for
+    plain ones, and what directed noise needs: see `training.score_dynamics.importance`.
     """
     n_sites = data.frames.shape[1]
-    n_kinds = 0 if rare is None else rare.n_kinds
-    n_plain, n_each = (batch_size, 0) if rare is None else rows_of_kinds(batch_size, n_kinds)
-    kind = torch.arange(n_kinds + 1).repeat_interleave(torch.tensor([n_plain] + n_kinds * [n_each]))
-    of_kind: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
-    of_side: list[npt.NDArray[np.int64]] = []
+    n_rare, of_side, cumulative = 0, [], np.zeros(0)
     if rare is not None:
+        n_rare, ratios = rare_rows(rare, len(data), batch_size)
         of_side = [torch.nonzero(rare.side == side)[:, 0].numpy() for side in (0, 1)]
-        for k in range(1, n_kinds + 1):
-            rows = torch.nonzero(rare.kind == k)[:, 0]
-            cumulative = rare.stands_for[rows].cumsum(0)
-            of_kind.append((rows.numpy(), (cumulative / cumulative[-1]).numpy()))
+        cumulative = (rare.stands_for / ratios[rare.kind].double()).cumsum(0).numpy()
+    n_plain = batch_size - n_rare
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
         more: dict[str, Tensor] = {}
         index = torch.from_numpy(rng.integers(len(data), size=n_plain))
         before, after = data.pairs(index)
         if rare is not None:
-            drawn = np.concatenate([rows[np.searchsorted(c, rng.random(n_each))] for rows, c in of_kind])
+            drawn = np.searchsorted(cumulative, rng.random(n_rare) * cumulative[-1], side="right")
             before = torch.cat([before, rare.before[drawn]])
             after = torch.cat([after, rare.after[drawn]])
 
@@ -182,7 +184,7 @@ def make_batches(
             side[:n_plain] = rare.plain_side[index]
             toward = [rows[(any_of[0] * len(rows)).astype(np.int64)] for rows in of_side]
             more = {
-                "kind": kind,
+                "kind": torch.cat([torch.zeros(n_plain, dtype=torch.int64), rare.kind[drawn]]),
                 "toward": torch.from_numpy(np.where(side == 0, *toward)),
                 "how_far": torch.from_numpy(any_of[1].astype(np.float32)),
                 "coin": torch.from_numpy(any_of[2].astype(np.float32)),
