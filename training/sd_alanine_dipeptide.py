@@ -4,13 +4,6 @@
     python -m training.reference_md.shots alanine-dipeptide -o shots --series 24
     python -m training.sd_alanine_dipeptide --data md shots --precision bf16 --threads 2
 
-The barrier at phi = 0, over which one pair in thousands goes, is learned from released paths, best when all
-else is there already (first the two commands of `training.reference_md.flattened`):
-
-    python -m training.sd_alanine_dipeptide --data md shots --releases flat --blocks 'flat-0[01]*' \\
-        --start-from build/sd-alanine-dipeptide/model.safetensors --steps 12000 --learning-rate 5e-4 \\
-        --out build/over-the-barrier
-
 Prints progress and samples per second, draws a curve, saves its state every two minutes and continues
 from it when run again; an interrupted run ends with bit for bit the same weights as an uninterrupted
 one.  Whole segments are held out, never single frames.
@@ -22,13 +15,12 @@ import sys
 from functools import partial
 
 from training.score_dynamics.alanine_dipeptide import FORCEFIELD, HOLD_OUT, VALIDATION, body_frame, molecule
-from training.score_dynamics.packed import NoiseConfig
 from training.score_dynamics.recipe import Recipe, main
 
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide",
     name="sd-alanine-dipeptide",
-    version="1.1.0",
+    version="1.0.0",
     forcefield=FORCEFIELD,
     molecule=partial(molecule, "all"),
     frame=body_frame,
@@ -37,8 +29,6 @@ RECIPE = Recipe(
     hold_out=HOLD_OUT,
     validation=VALIDATION,
     n_steps=40000,
-    # More noise than others: at 1 to 2 Å it is decided whether a step goes over the barrier.
-    noise=NoiseConfig(sigma_mean=-1.2, sigma_std=1.4),
     # With eight levels held-out torsions come out as well as with twelve; sixteen walkers at once are the
     # best compromise between one walker, which always pays for all slots, and many.
     sampler={"n_levels": 8, "batch_slots": 16},

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from training.curve import draw_curve
 from training.loop import PRECISIONS, LoopConfig, train
-from training.score_dynamics.importance import CLIP, learned
 from training.score_dynamics.packed import Packed, read_packed
 from training.score_dynamics.transitions import denoising_loss, make_batches
 from zoo.errors import ZooError
@@ -97,13 +96,6 @@ def fit(
         "architecture": json.dumps([packed.config["backbone"], packed.config["architecture"]]),
         "noise": json.dumps(asdict(noise)),
     }
-    importance = learned(model, packed, loop.seed, state / "importance.safetensors")
-    if importance is not None:
-        loop = replace(loop, clip=CLIP)
-        digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in importance.state_dict().values()))
-        settings["importance"] = digest.hexdigest()
-    if importance is not None and accelerator is not None:
-        importance.to(accelerator.device)
     best = Best(state, model, evaluate, run_name(loop, settings, start_from)) if keep_best else None
 
     on_cpu = accelerator is None or accelerator.device.type == "cpu"
@@ -112,11 +104,11 @@ def fit(
     def term(net: nn.Module, batch: dict[str, Tensor], part: int) -> Callable[[], Tensor]:
         assert isinstance(net, ConditionalDenoiser)
         rows = {key: value[part::n_terms] for key, value in batch.items()}
-        return lambda: denoising_loss(net, rows, noise.sigma_mean, noise.sigma_std, importance) / n_terms
+        return lambda: denoising_loss(net, rows, noise.sigma_mean, noise.sigma_std) / n_terms
 
     average = train(
         model,
-        make_batches(packed.training, noise.batch_size, noise.condition_noise, packed.rare),
+        make_batches(packed.training, noise.batch_size, noise.condition_noise),
         lambda net, batch, rng, step: [term(net, batch, part) for part in range(n_terms)],
         loop,
         state,

@@ -18,11 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.score_dynamics.transitions import RarePairs, Transitions
+from training.score_dynamics.transitions import Transitions
 from zoo.errors import ZooError
 from zoo.score_dynamics import BACKBONES, ConditionalDenoiser
-
-_RARE = ("before", "after", "kind", "stands_for", "side", "plain_side")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class Packed:
-    """Training data of one checkpoint; see `Transitions` for pairs, `RarePairs` for those over a barrier."""
+    """Training data of one checkpoint; see `Transitions` for the pairs."""
 
     config: dict[str, Any]
     n_sites: int
@@ -46,12 +44,11 @@ class Packed:
     validation: Transitions
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     segments: dict[str, list[str]] = field(default_factory=dict)
-    rare: RarePairs | None = None
     sha256: str = ""
 
     @property
     def n_pairs(self) -> int:
-        return len(self.training) + (0 if self.rare is None else len(self.rare))
+        return len(self.training)
 
     @property
     def samples_per_step(self) -> int:
@@ -75,9 +72,6 @@ def write_packed(path: Path, packed: Packed) -> None:
     for name, data in (("training", packed.training), ("validation", packed.validation)):
         tensors[f"{name}.frames"] = data.frames.contiguous()
         tensors[f"{name}.origins"] = data.origins.contiguous()
-    if packed.rare is not None:
-        for name in _RARE:
-            tensors[f"rare.{name}"] = getattr(packed.rare, name).contiguous()
     facts = {
         "config": packed.config,
         "n_sites": packed.n_sites,
@@ -117,9 +111,6 @@ def read_packed(path: Path) -> Packed:
                 )
                 for name in ("training", "validation")
             ]
-            rare = None
-            if f"rare.{_RARE[0]}" in file.keys():  # noqa: SIM118 - this file has no __contains__
-                rare = RarePairs(*(file.get_tensor(f"rare.{name}") for name in _RARE))
         return Packed(
             config=facts["config"],
             n_sites=facts["n_sites"],
@@ -128,7 +119,6 @@ def read_packed(path: Path) -> Packed:
             validation=sets[1],
             noise=NoiseConfig(**facts["noise"]),
             segments=facts["segments"],
-            rare=rare,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -22,9 +22,7 @@ from training.loop import LOG
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
-from training.score_dynamics.importance import CLIP
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
-from training.score_dynamics.rare import exchanged
 from training.score_dynamics.transitions import (
     Transitions,
     farthest_points,
@@ -104,27 +102,11 @@ def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> di
     }
 
 
-def pack(
-    recipe: Recipe,
-    folders: list[Path],
-    hold_out: list[str],
-    validation: list[str],
-    releases: tuple[Path, Sequence[str]] | None = None,
-) -> Packed:
-    """Training data and config, with what is measured on the training pairs: scale of y, bond lengths.
-
-    With ``releases``, a folder of flattened MD and patterns of its blocks, pairs over the barrier come from
-    there in place of plain MD; shots and clones, which begin where they were set, keep theirs.
-    """
+def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: list[str]) -> Packed:
+    """Training data and config, with what is measured on the training pairs: scale of y, bond lengths."""
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
-    rare, released = None, {}
-    if releases is not None:
-        lengths = [len(s.positions) for s in parts["training"]]
-        is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
-        training, rare, names = exchanged(training, is_plain, mol, *releases)
-        released = {"releases": names}
     common: dict[str, Any] = {
         "name": recipe.name,
         "version": recipe.version,
@@ -143,11 +125,7 @@ def pack(
         training=training,
         validation=transitions(parts["validation"], mol.sites, recipe.lag_time),
         noise=recipe.noise,
-        segments={
-            **{part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
-            **released,
-        },
-        rare=rare,
+        segments={part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
     )
 
 
@@ -225,15 +203,6 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
         "--validation", nargs="+", default=list(recipe.validation), metavar="NAME",
         help="segments not trained on, for the curve (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--releases", type=Path, metavar="FOLDER",
-        help="of flattened MD: pairs over its barrier come from there, weighed, in place of plain MD's "
-        "(reference_md/README.md, On a flattened surface)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--blocks", nargs="+", metavar="NAME",
-        help="which of its blocks, as patterns of a shell, such as 'flat-0[01]*' (default: all)",
-    )  # fmt: skip
     out = Path("build") / recipe.name
     parser.add_argument("--out", type=Path, default=out, help="checkpoint folder to write")
     parser.add_argument("--state", type=Path, help="folder of the training state; default: OUT-training")
@@ -244,9 +213,6 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
     )  # fmt: skip
     add_arguments(parser, recipe.n_steps)
     args = parser.parse_args(argv)
-    if args.blocks and args.releases is None:
-        parser.error("--blocks are those of a folder: add --releases FOLDER")
-    args.blocks = args.blocks or ["flat-*"]
     torch.set_num_threads(1)  # parallel over parts of a batch instead, see `fit`
     state = args.state or args.out.with_name(args.out.name + "-training")
     try:
@@ -258,22 +224,18 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
 
 def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     path = state / "data.safetensors"
-    releases = None if args.releases is None else (args.releases, args.blocks)
-    write_packed(path, pack(recipe, args.data, args.hold_out, args.validation, releases))
+    write_packed(path, pack(recipe, args.data, args.hold_out, args.validation))
     packed = read_packed(path)
     n_parameters = sum(p.numel() for p in packed.build().parameters())
     print(
         f"{recipe.name}: {n_parameters} parameters, {len(packed.training)} pairs of "
         f"{len(packed.segments['training'])} segments, {len(packed.validation)} for validation, "
-        f"{0 if packed.rare is None else len(packed.rare)} onto and over a barrier, "
         f"sigma_data {packed.config['sigma_data']} Å; state and curve.png in {state}",
         flush=True,
     )
     if args.pack_only:
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
         return 0
-    if packed.rare is not None:
-        print("a classifier of rare pairs is trained first, for a minute or two", flush=True)
     loop = loop_config(args)
     model, average = fit(
         packed,
@@ -300,8 +262,6 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         options += f" --learning-rate {args.learning_rate:g}"
     if args.start_from is not None:
         options += f" --start-from {args.start_from.parent.name}/{args.start_from.name}"
-    if releases is not None:
-        options += f" --releases {args.releases.name} --blocks {' '.join(map(shlex.quote, args.blocks))}"
     if tuple(args.hold_out) != recipe.hold_out:
         options += f" --hold-out {' '.join(map(shlex.quote, args.hold_out))}"
     if tuple(args.validation) != recipe.validation:
@@ -316,25 +276,12 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
             "loop": asdict(loop),
             "data": asdict(packed.noise),
             "segments": {part: shortened(names) for part, names in packed.segments.items()},
-            "rare": told_of(packed),
             "earlier": before,
         },
     )
     write_first_card(args.out)
     print(f"wrote {args.out} after {rows[-1]['step']} steps, {rows[-1]['seconds'] / 60:.1f} minutes")
     return 0
-
-
-def told_of(packed: Packed) -> dict[str, Any] | None:
-    """What is recorded of rare pairs: how many of each kind, and for how many of plain MD they stand."""
-    rare = packed.rare
-    if rare is None:
-        return None
-    return {
-        "n_pairs": torch.bincount(rare.kind)[1:].tolist(),
-        "stand_for": [round(float(each), 3) for each in rare.of_kinds()],
-        "clip": CLIP,
-    }
 
 
 def summary(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,6 @@ from training.reference_md.segments import Segment
 from zoo.diffusion import log_normal_sigma
 from zoo.molecules.rigid import centred, rotation_vector, superposition, without_rigid_motion
 from zoo.score_dynamics import ConditionalDenoiser
-
-if TYPE_CHECKING:
-    from training.score_dynamics.importance import Importance
-
-#: Of a batch, pairs of each rare kind, and the ratio, see `rare_rows`, at which this ends: with smaller ones
-#: the loss is that of the few plain pairs that have large weights.
-RARE_SHARE, SELDOM = 0.05, 0.01
 
 
 @dataclass(frozen=True)
@@ -45,61 +38,6 @@ class Transitions:
         """Frames before and after (n, n_sites, 3) Å of some pairs."""
         origins = self.origins[index]
         return self.frames[origins], self.frames[origins + self.lag]
-
-
-@dataclass(frozen=True)
-class RarePairs:
-    """Pairs onto and over a barrier, see `training.score_dynamics.rare`.
-
-    before, after (n, n_sites, 3) Å float32; ``kind`` (n,) int64 from 1, pairs of a kind being drawn by what
-    they stand for; ``stands_for`` (n,) float64, for how many pairs of the plain MD; ``side`` (n,) 0 or 1, on
-    which side of the barrier each begins; ``plain_side`` (n_plain,) the same of the plain pairs beside them.
-    """
-
-    before: Tensor
-    after: Tensor
-    kind: Tensor
-    stands_for: Tensor
-    side: Tensor
-    plain_side: Tensor
-
-    def __len__(self) -> int:
-        return len(self.before)
-
-    def __post_init__(self) -> None:
-        n = len(self.before)
-        if not n == len(self.after) == len(self.kind) == len(self.stands_for) == len(self.side):
-            raise ValueError("rare pairs of different numbers")
-        if not bool((self.of_kinds() > 0).all()):
-            raise ValueError("there are kinds of rare pairs that stand for nothing")
-
-    def of_kinds(self) -> Tensor:
-        """(n_kinds,) float64, for how many plain pairs those of each kind stand."""
-        return torch.bincount(self.kind - 1, self.stands_for)
-
-    @property
-    def n_kinds(self) -> int:
-        return int(self.kind.max())
-
-
-def rare_rows(rare: RarePairs, n_plain: int, batch_size: int) -> tuple[int, Tensor]:
-    """Rows of a batch for rare pairs, and the ratios (1 + n_kinds,): how much too seldom each kind is drawn.
-
-    It is 1 for plain pairs.  Each rare kind gets `RARE_SHARE` of what these get, but is not drawn more than
-    1 / `SELDOM` times too often.
-
-    Raises
-    ------
-    ValueError : none is left for plain pairs.
-    """
-    shares = rare.of_kinds() / n_plain
-    ratios = torch.clamp(shares / RARE_SHARE, SELDOM, 1.0)
-    per_plain = float((shares / ratios).sum())
-    rows = max(round(batch_size * per_plain / (1.0 + per_plain)), 1)
-    if rows >= batch_size:
-        raise ValueError(f"a batch of {batch_size} has no place for rare pairs")
-    ratios = ratios * per_plain * (batch_size - rows) / rows  # for rows are whole numbers
-    return rows, torch.cat([torch.ones(1), ratios.float()])
 
 
 def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: float) -> Transitions:
@@ -149,46 +87,19 @@ def rigid_motion(model: ConditionalDenoiser, before: Tensor, after: Tensor) -> T
 
 
 def make_batches(
-    data: Transitions, batch_size: int, condition_noise: float, rare: RarePairs | None = None
+    data: Transitions, batch_size: int, condition_noise: float
 ) -> Callable[[np.random.Generator], dict[str, Tensor]]:
-    """Draws everything random of a step from its generator; the arrays are those of the loss.
-
-    With rare pairs a batch ends with some of them, see `rare_rows`, and has the "kind" of each pair, 0 for
-    plain ones, and what directed noise needs: see `training.score_dynamics.importance`.
-    """
+    """Draws everything random of a step from its generator; the arrays are those of the loss."""
     n_sites = data.frames.shape[1]
-    n_rare, of_side, cumulative = 0, [], np.zeros(0)
-    if rare is not None:
-        n_rare, ratios = rare_rows(rare, len(data), batch_size)
-        of_side = [torch.nonzero(rare.side == side)[:, 0].numpy() for side in (0, 1)]
-        cumulative = (rare.stands_for / ratios[rare.kind].double()).cumsum(0).numpy()
-    n_plain = batch_size - n_rare
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        more: dict[str, Tensor] = {}
-        index = torch.from_numpy(rng.integers(len(data), size=n_plain))
-        before, after = data.pairs(index)
-        if rare is not None:
-            drawn = np.searchsorted(cumulative, rng.random(n_rare) * cumulative[-1], side="right")
-            before = torch.cat([before, rare.before[drawn]])
-            after = torch.cat([after, rare.after[drawn]])
+        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=batch_size)))
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
         # Evenly spread quantiles: every step sees all noise levels, which makes its loss less noisy.
         quantiles = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
-        if rare is not None:
-            quantiles = rng.permutation(quantiles)  # all levels for all kinds
-            side, any_of = np.zeros(batch_size, dtype=np.int64), rng.random((3, batch_size))
-            side[:n_plain] = rare.plain_side[index]
-            toward = [rows[(any_of[0] * len(rows)).astype(np.int64)] for rows in of_side]
-            more = {
-                "kind": torch.cat([torch.zeros(n_plain, dtype=torch.int64), rare.kind[drawn]]),
-                "toward": torch.from_numpy(np.where(side == 0, *toward)),
-                "how_far": torch.from_numpy(any_of[1].astype(np.float32)),
-                "coin": torch.from_numpy(any_of[2].astype(np.float32)),
-            }
         # The structures that a rollout visits are not exactly those of MD; a little noise on the
         # condition, but not on the target, teaches the way back.
         shaken = centred(before) + condition_noise * normal((batch_size, n_sites, 3))
@@ -197,33 +108,19 @@ def make_batches(
             "x_next": centred(after),
             "noise": normal((batch_size, n_sites, 3)),
             "quantiles": torch.from_numpy(quantiles.astype(np.float32)).clamp(1e-6, 1 - 1e-6),
-            **more,
         }
 
     return batch
 
 
-def denoising_loss(
-    model: ConditionalDenoiser,
-    batch: dict[str, Tensor],
-    mean: float,
-    std: float,
-    importance: Importance | None = None,
-) -> Tensor:
-    """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal.
-
-    With ``importance`` every pair counts as that says, see `training.score_dynamics.importance`.
-    """
+def denoising_loss(model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float) -> Tensor:
+    """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal."""
     local, y = local_displacements(model, batch["x"], batch["x_next"])
     sigma = log_normal_sigma(batch["quantiles"], mean, std)
-    noise, weight = without_rigid_motion(batch["noise"], local), torch.ones_like(sigma)
-    if importance is not None:
-        noise, weight = importance.directed(y, sigma, noise, local, batch)
-    noisy = y + sigma[:, None, None] * noise
-    if importance is not None:
-        weight = weight * importance(noisy, sigma, local, batch["kind"])
+    noisy = y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
     error = (model(noisy, sigma, local) - y).square().mean((1, 2))
-    loss: Tensor = (weight * model.preconditioning.loss_weight(sigma) * error).mean()
+    weight = model.preconditioning.loss_weight(sigma)
+    loss: Tensor = (weight * error).mean()
     return loss
 
 
