@@ -105,8 +105,8 @@ def train(
         _hold(folder)
     device = torch.device("cpu") if accelerator is None else accelerator.device
     model.to(device)
-    names = [name for name, _ in model.named_parameters()]
-    parameters = [p for _, p in model.named_parameters()]
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     average = [p.detach().clone() for p in parameters]
     is_main = accelerator is None or accelerator.is_main_process

@@ -13,7 +13,9 @@ How a transition is described here (x, x' in Å; rows are sites):
    without rigid motion at x, of dimension 3 n - 6.  The diffusion model lives in that space.
 3. The rigid motion that superposition took out is put back as Brownian motion of the body frame with a
    covariance (rotation and translation, 6 x 6) fitted to the same MD.
-4. Bonds to hydrogen that the MD held rigid are put back at their length, which a sample of a smooth
+4. Where the MD has a barrier that nearly no step goes over, the side on which the step ends is drawn first,
+   and the diffusion model is told it; see `zoo.sides`.
+5. Bonds to hydrogen that the MD held rigid are put back at their length, which a sample of a smooth
    density misses by a little.  Scores and probabilities are those before this step.
 
 A checkpoint of a family of molecules has an equivariant network instead of a body frame, and learns of its
@@ -52,6 +54,7 @@ from zoo.molecules.rigid import (
     rotation_matrix,
     without_rigid_motion,
 )
+from zoo.sides import Sides, SidesConfig
 
 if TYPE_CHECKING:
     from zoo.rollout import Rollout
@@ -86,6 +89,8 @@ class ScoreDynamicsConfig:
     temperature : K, of the training data.
     forcefield : what made the training data, in words.
     batch_slots : the network always sees this many walkers at once.
+    sides : of a barrier, of which a step is told one, see `zoo.sides.SidesConfig`; the architecture then has
+        ``n_labels`` 2.
     family : for a checkpoint that is not of one molecule, see `zoo.molecules.family.Family.to_json`;
         ``molecule``, ``frame``, ``bond_lengths`` and ``rigid_bonds`` are empty then.
     """
@@ -109,6 +114,7 @@ class ScoreDynamicsConfig:
     temperature: float = 300.0
     forcefield: str = ""
     batch_slots: int = 32
+    sides: dict[str, Any] | None = None
     family: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,8 +122,9 @@ class ScoreDynamicsConfig:
         data["frame"] = list(self.frame)
         data["bond_lengths"] = list(self.bond_lengths)
         data["rigid_bonds"] = list(self.rigid_bonds)
-        if self.family is None:
-            del data["family"]
+        for key in ("sides", "family"):
+            if data[key] is None:
+                del data[key]
         return {"kind": "score-dynamics", "units": {"length": "Å", "time": "ps"}, **data}
 
     @classmethod
@@ -166,8 +173,8 @@ class ScoreDynamicsConfig:
             )
         if self.family is not None:
             Family.from_json(self.family)
-            if self.molecule or self.frame or self.bond_lengths or self.rigid_bonds:
-                raise CheckpointError("config.json: a family has no molecule, frame or bonds of its own")
+            if self.molecule or self.frame or self.bond_lengths or self.rigid_bonds or self.sides:
+                raise CheckpointError("config.json: a family has no molecule, frame, bonds or sides")
             return
         molecule = Molecule.from_json(self.molecule)
         if len(set(self.frame)) != 3 or not all(0 <= i < molecule.n_sites for i in self.frame):
@@ -175,6 +182,14 @@ class ScoreDynamicsConfig:
         if len(self.bond_lengths) != len(molecule.site_bonds):
             raise CheckpointError("config.json: bond_lengths needs one length per bond of the sites")
         rigid_ends(molecule, self.rigid_bonds)
+        if (self.sides is not None) != (self.architecture.get("n_labels", 0) == 2):
+            raise CheckpointError("config.json: an architecture with n_labels 2 goes with sides, and only it")
+        if self.sides is not None:
+            SidesConfig.from_json(self.sides, molecule.n_sites)
+            if not molecule.stereocentres:
+                raise CheckpointError(
+                    "config.json: sides need a stereocentre, without which a mirror image changes them"
+                )
 
     def build(self) -> ConditionalDenoiser | GraphDenoiser:
         if self.family is not None:
@@ -194,7 +209,12 @@ class ScoreDynamicsConfig:
             raise CheckpointError(f"config.json: architecture does not fit the backbone: {error}") from None
         molecule = Molecule.from_json(self.molecule)
         return ConditionalDenoiser(
-            network(architecture), self.sigma_data, self.frame, molecule.n_sites, molecule.stereocentres[:1]
+            network(architecture),
+            self.sigma_data,
+            self.frame,
+            molecule.n_sites,
+            molecule.stereocentres[:1],
+            None if self.sides is None else Sides(SidesConfig.from_json(self.sides, molecule.n_sites)),
         )
 
 
@@ -207,6 +227,7 @@ class ConditionalDenoiser(nn.Module):
     sigma_data : Å.
     frame : three sites that define the body frame.
     stereocentre : none or one of `Molecule.stereocentres`, which gives the frame its handedness.
+    sides : of a barrier, for networks that are told one; needs a stereocentre.
 
     ``bf16`` (default False) lets the network, and nothing else, multiply in bfloat16.
 
@@ -227,9 +248,11 @@ class ConditionalDenoiser(nn.Module):
         frame: tuple[int, int, int],
         n_sites: int,
         stereocentre: Sequence[tuple[int, int, int, int]] = (),
+        sides: Sides | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.sides = sides
         self.preconditioning = diffusion.Preconditioning(sigma_data)
         self.frame = frame
         self.stereocentre = tuple(stereocentre)
@@ -249,14 +272,17 @@ class ConditionalDenoiser(nn.Module):
         """(6, 6) factor L of the covariance L Lᵀ of rotation and translation, the same for all positions."""
         return self.rigid_factor
 
-    def forward(self, y: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
-        """Denoised displacement; y and x (batch, n_sites, 3) in the body frame, sigma (batch,) or (1,) Å."""
-        return self.given(x)(y, sigma)
+    def forward(self, y: Tensor, sigma: Tensor, x: Tensor, side: Tensor | None = None) -> Tensor:
+        """Denoised displacement; y and x (batch, n_sites, 3) in the body frame, sigma (batch,) or (1,) Å.
 
-    def given(self, x: Tensor) -> diffusion.Denoise:
+        ``side`` (batch,) int64 is that on which the step ends, for models that have sides.
+        """
+        return self.given(x, side)(y, sigma)
+
+    def given(self, x: Tensor, side: Tensor | None = None) -> diffusion.Denoise:
         """D(., .; x) for many displacements of the same x: what depends on x alone is done once."""
         if self.stereocentre:
-            return self._one_hand(x)
+            return self._one_hand(x, side)
         mirror = torch.tensor([1.0, 1.0, -1.0], dtype=x.dtype, device=x.device)
         one, other = self._one_hand(x), self._one_hand(x * mirror)
 
@@ -265,11 +291,11 @@ class ConditionalDenoiser(nn.Module):
 
         return denoise
 
-    def _one_hand(self, x: Tensor) -> diffusion.Denoise:
+    def _one_hand(self, x: Tensor, side: Tensor | None = None) -> diffusion.Denoise:
         p = self.preconditioning
         rigid = rigid_motions(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            network = self.network.given(x)
+            network = self.network.given(x, side)
 
         def denoise(y: Tensor, sigma: Tensor) -> Tensor:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
@@ -447,11 +473,27 @@ class ScoreDynamics:
 
     # ------------------------------------------------------------------------------ one lag step
 
+    @property
+    def sides(self) -> Sides | None:
+        """Of a barrier; None for models that draw no side."""
+        return self._one.sides if isinstance(self._one, ConditionalDenoiser) else None
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of the random numbers of a step: rows for the sites, the side if there is one, and motion (two)."""
+        return self.molecule.n_sites + (2 if self.sides is None else 3), 3
+
     def noise(self, seed: int, walkers: Sequence[int], step: int, attempt: int) -> Array:
-        """Standard normal numbers (n, n_sites + 2, 3) that depend on nothing but the four arguments."""
-        shape = (self.molecule.n_sites + 2, 3)
-        rows = [np.random.default_rng([seed, w, step, attempt]).standard_normal(shape) for w in walkers]
-        return np.stack(rows) if rows else np.zeros((0, *shape))
+        """Standard normal numbers (n, *noise_shape) that depend on nothing but the four arguments."""
+
+        def drawn(walker: int, attempt: int) -> Array:
+            return np.random.default_rng([seed, walker, step, attempt]).standard_normal(self.noise_shape)
+
+        rows = [drawn(w, attempt) for w in walkers]
+        if self.sides is not None and attempt > 0:
+            for row, w in zip(rows, walkers, strict=True):
+                row[-3] = drawn(w, 0)[-3]  # the side stays: its probability is not that of passing the checks
+        return np.stack(rows) if rows else np.zeros((0, *self.noise_shape))
 
     def propose(self, positions: Array, walkers: Sequence[int], noise: Array) -> Array:
         """One lag step for these walkers; nothing is checked.
@@ -460,7 +502,8 @@ class ScoreDynamics:
         ----------
         positions : (n, n_sites, 3) Å.
         walkers : n numbers, different modulo ``batch_slots``.
-        noise : (n, n_sites + 2, 3) standard normal; the last two rows drive rotation and translation.
+        noise : (n, *noise_shape) standard normal; the last two rows drive rotation and translation, the one
+            before them the side on which the step ends, if the model has sides.
 
         Returns
         -------
@@ -481,9 +524,13 @@ class ScoreDynamics:
         origin = x.mean(1, keepdim=True)
         axes = self._one.frames(x)
         local = (x - origin) @ axes
-        start = without_rigid_motion(noise[:, :-2], local).float() * self._sigmas[0]
+        start = without_rigid_motion(noise[:, : x.shape[1]], local).float() * self._sigmas[0]
         solver = diffusion.SOLVERS[self.config.solver]
-        y = solver(self._conditional(local.float()), start, self._sigmas, centre=True).to(x.dtype)
+        side = None
+        if self.sides is not None:
+            below = self.sides.log_probability(local.float(), 1).double()
+            side = (torch.special.log_ndtr(noise[:, -3, 0]) < below).long()
+        y = solver(self._conditional(local.float(), side), start, self._sigmas, centre=True).to(x.dtype)
         kicks, factors = noise[:, -2:].reshape(-1, 6), self._one.rigid_factors(x).to(x.dtype)
         rigid = kicks @ factors.mT if factors.ndim == 2 else (factors @ kicks[..., None])[..., 0]
         # A rotation vector is a pseudovector: in a left-handed frame it changes sign.
@@ -500,8 +547,9 @@ class ScoreDynamics:
         result[:, free] = positions[:, held] + bond / bond.norm(dim=-1, keepdim=True) * lengths
         return result
 
-    def _conditional(self, local: Tensor) -> diffusion.Denoise:
-        denoise = self._one.given(local)
+    def _conditional(self, local: Tensor, side: Tensor | None = None) -> diffusion.Denoise:
+        one = self._one
+        denoise = one.given(local, side) if isinstance(one, ConditionalDenoiser) else one.given(local)
         # All of a batch have the same noise level here, so it need not be worked out for each.
         return lambda y, sigma: denoise(y, sigma.reshape(-1)[:1])
 
@@ -513,7 +561,7 @@ class ScoreDynamics:
         given = np.asarray(x, dtype=np.float64)
         positions = self._positions(given)
         rng = generator or np.random.default_rng()
-        noise = rng.standard_normal((len(positions), self.molecule.n_sites + 2, 3))
+        noise = rng.standard_normal((len(positions), *self.noise_shape))
         moved = [
             self.propose(
                 positions[k : k + self.batch_slots],
@@ -543,8 +591,17 @@ class ScoreDynamics:
             raise ValueError(f"sigma is {sigma!r}: give a positive noise level in Å")
         given = np.asarray(x_next, dtype=np.float64)
         y, local, axes, rotation = self._transition(x_next, x)
+        sides: Sequence[Tensor | None] = (None,)
+        share = torch.ones(1, len(y))
+        if self.sides is not None:
+            sides = _of_all(y)
+            share = self._each_side(y, local, sigma, diffusion.LIKELIHOOD_LEVELS).softmax(0)
         with torch.inference_mode():
-            value = diffusion.score(self._conditional(local.float()), y.float(), sigma).double()
+            values = [
+                diffusion.score(self._conditional(local.float(), side), y.float(), sigma).double()
+                for side in sides
+            ]
+            value = (share[..., None, None] * torch.stack(values)).sum(0)
         lab = value @ axes.mT @ rotation
         return lab.numpy().reshape(given.shape)
 
@@ -555,18 +612,36 @@ class ScoreDynamics:
         density convolved with a Gaussian of width ``sigma_min``.
         """
         y, local, _, _ = self._transition(x_next, x)
+        sigma = self.config.sigma_min
+        if self.sides is None:
+            return self._log_density(y, local, None, sigma, n_levels).numpy()
+        return self._each_side(y, local, sigma, n_levels).logsumexp(0).numpy()
+
+    def _each_side(self, y: Tensor, local: Tensor, sigma: float, n_levels: int) -> Tensor:
+        """log P(s | x) p_sigma(y | x, s), (2, n)."""
+        assert self.sides is not None
+        both = []
+        for k, side in enumerate(_of_all(y)):
+            known = self.sides.log_probability(local.float(), k).double()
+            both.append(known + self._log_density(y, local, side, sigma, n_levels))
+        return torch.stack(both)
+
+    def _log_density(
+        self, y: Tensor, local: Tensor, side: Tensor | None, sigma: float, n_levels: int
+    ) -> Tensor:
+        """log p_sigma(y | x) (n,) float64; where sigma is that of pure noise, of this alone."""
         config = self.config
-        sigmas = diffusion.sigma_ladder(n_levels, config.sigma_min, config.sigma_max, math.inf)[:-1].float()
-        basis = internal_basis(local).float()
-        value = diffusion.log_prob(
-            self._conditional(local.float()),
+        sigmas = diffusion.sigma_ladder(n_levels, sigma, max(config.sigma_max, 1.01 * sigma), math.inf)[
+            :-1
+        ].float()
+        return diffusion.log_prob(
+            self._conditional(local.float(), side),
             y.float(),
             sigmas,
-            basis=basis,
+            basis=internal_basis(local).float(),
             sigma_data=config.sigma_data,
             centre=True,
-        )
-        return value.double().numpy()
+        ).double()
 
     def _transition(self, x_next: Any, x: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from zoo.molecules.rigid import superposition
@@ -634,6 +709,11 @@ class ScoreDynamics:
         if isinstance(start, str | os.PathLike):
             options.setdefault("inputs", (start,))
         return roll_out(self, positions, n_steps, n_walkers, seed, **options)
+
+
+def _of_all(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (batch,) of either side."""
+    return torch.zeros(len(y), dtype=torch.long), torch.ones(len(y), dtype=torch.long)
 
 
 def rigid_ends(molecule: Molecule, rigid_bonds: Sequence[int]) -> list[tuple[int, int]]:

@@ -74,11 +74,7 @@ def fit(
         torch.manual_seed(loop.seed)
         model = packed.build()
     if start_from is not None:
-        try:
-            model.load_state_dict(load_file(start_from), strict=True)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ZooError(f"cannot start from the weights {start_from}: {reason}") from None
+        start(model, start_from)
     model.bf16 = loop.precision == "bf16"
     noise = packed.noise
     draw = make_batches(packed.validation, N_CHECK, 0.0)
@@ -108,7 +104,7 @@ def fit(
 
     average = train(
         model,
-        make_batches(packed.training, noise.batch_size, noise.condition_noise),
+        make_batches(packed.training, noise.batch_size, noise.condition_noise, packed.over),
         lambda net, batch, rng, step: [term(net, batch, part) for part in range(n_terms)],
         loop,
         state,
@@ -122,6 +118,23 @@ def fit(
     )
     model.bf16 = False
     return model, best.parameters(average) if best else average
+
+
+def start(model: ConditionalDenoiser, path: Path) -> None:
+    """Weights to start from, which may be of a model without sides.
+
+    Raises
+    ------
+    ZooError : no such file, or it is of another network.
+    """
+    try:
+        wrong = model.load_state_dict(load_file(path), strict=False)
+        missing = [k for k in wrong.missing_keys if k != "network.labels" and not k.startswith("sides.")]
+        if missing or wrong.unexpected_keys:
+            raise RuntimeError(f"missing {missing}, unknown {wrong.unexpected_keys}")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ZooError(f"cannot start from the weights {path}: {reason}") from None
 
 
 def run_name(loop: LoopConfig, settings: Mapping[str, str], start_from: Path | None) -> str:

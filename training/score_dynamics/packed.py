@@ -18,9 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.score_dynamics.transitions import Transitions
+from training.score_dynamics.transitions import HeadData, OverPairs, Transitions
 from zoo.errors import ZooError
 from zoo.score_dynamics import BACKBONES, ConditionalDenoiser
+from zoo.sides import Sides, SidesConfig
+
+_OVER = ("before", "after", "ends", "weight")
+_HEAD = ("angles", "above", "weight")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Packed:
     validation: Transitions
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     segments: dict[str, list[str]] = field(default_factory=dict)
+    over: OverPairs | None = None
+    head: HeadData | None = None
     sha256: str = ""
 
     @property
@@ -57,12 +63,16 @@ class Packed:
     def build(self) -> ConditionalDenoiser:
         """The network with random parameters, from torch's generator."""
         config_class, network = BACKBONES[self.config["backbone"]]
+        told, sides = self.config.get("sides"), None
+        if told is not None:  # learned apart from the rest, see `training.score_dynamics.sides`
+            sides = Sides(SidesConfig.from_json(told, self.n_sites)).requires_grad_(False)
         return ConditionalDenoiser(
             network(config_class(**self.config["architecture"])),
             self.config["sigma_data"],
             tuple(self.config["frame"]),
             self.n_sites,
             self.stereocentre,
+            sides,
         )
 
 
@@ -72,6 +82,9 @@ def write_packed(path: Path, packed: Packed) -> None:
     for name, data in (("training", packed.training), ("validation", packed.validation)):
         tensors[f"{name}.frames"] = data.frames.contiguous()
         tensors[f"{name}.origins"] = data.origins.contiguous()
+    for name, part, keys in (("over", packed.over, _OVER), ("head", packed.head, _HEAD)):
+        if part is not None:
+            tensors |= {f"{name}.{key}": getattr(part, key).contiguous() for key in keys}
     facts = {
         "config": packed.config,
         "n_sites": packed.n_sites,
@@ -111,6 +124,10 @@ def read_packed(path: Path) -> Packed:
                 )
                 for name in ("training", "validation")
             ]
+            over = head = None
+            if "over.before" in file.keys():  # noqa: SIM118 - the file has no __contains__
+                over = OverPairs(*(file.get_tensor(f"over.{key}") for key in _OVER))
+                head = HeadData(*(file.get_tensor(f"head.{key}") for key in _HEAD))
         return Packed(
             config=facts["config"],
             n_sites=facts["n_sites"],
@@ -119,6 +136,8 @@ def read_packed(path: Path) -> Packed:
             validation=sets[1],
             noise=NoiseConfig(**facts["noise"]),
             segments=facts["segments"],
+            over=over,
+            head=head,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -23,6 +23,7 @@ from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
+from training.score_dynamics.sides import gathered, learn_sides
 from training.score_dynamics.transitions import (
     Transitions,
     farthest_points,
@@ -40,6 +41,7 @@ from zoo.score_dynamics import (
     ScoreDynamicsConfig,
     nearest_reference,
 )
+from zoo.sides import SidesConfig
 
 if TYPE_CHECKING:
     from training.score_dynamics.families import PackedFamily
@@ -102,11 +104,30 @@ def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> di
     }
 
 
-def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: list[str]) -> Packed:
-    """Training data and config, with what is measured on the training pairs: scale of y, bond lengths."""
+def pack(
+    recipe: Recipe,
+    folders: list[Path],
+    hold_out: list[str],
+    validation: list[str],
+    releases: tuple[Path, Sequence[str]] | None = None,
+) -> Packed:
+    """Training data and config, with what is measured on the training pairs: scale of y, bond lengths.
+
+    With ``releases``, a folder of flattened MD and patterns of its blocks, the model is told on which side of
+    the barrier there a step ends.
+    """
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
+    more: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    names: dict[str, list[str]] = {}
+    if releases is not None:
+        lengths = [len(s.positions) for s in parts["training"]]
+        is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
+        training, over, head, sides, blocks = gathered(training, is_plain, mol, recipe.frame(mol), *releases)
+        more, names = {"over": over, "head": head}, {"releases": blocks}
+        told = {"sides": sides.to_json(), "architecture": {**recipe.architecture, "n_labels": 2}}
     common: dict[str, Any] = {
         "name": recipe.name,
         "version": recipe.version,
@@ -117,6 +138,7 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         "architecture": recipe.architecture,
         "forcefield": recipe.forcefield,
         **recipe.sampler,
+        **told,
     }
     return Packed(
         config=measured(common, mol, training).to_dict(),
@@ -125,7 +147,11 @@ def pack(recipe: Recipe, folders: list[Path], hold_out: list[str], validation: l
         training=training,
         validation=transitions(parts["validation"], mol.sites, recipe.lag_time),
         noise=recipe.noise,
-        segments={part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
+        segments={
+            **{part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
+            **names,
+        },
+        **more,
     )
 
 
@@ -203,6 +229,15 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
         "--validation", nargs="+", default=list(recipe.validation), metavar="NAME",
         help="segments not trained on, for the curve (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--releases", type=Path, metavar="FOLDER",
+        help="of flattened MD: the side of its barrier on which a step ends is drawn first, as often as "
+        "there (reference_md/README.md, On a flattened surface)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--blocks", nargs="+", metavar="NAME",
+        help="which of its blocks, as patterns of a shell, such as 'flat-0[01]*' (default: all)",
+    )  # fmt: skip
     out = Path("build") / recipe.name
     parser.add_argument("--out", type=Path, default=out, help="checkpoint folder to write")
     parser.add_argument("--state", type=Path, help="folder of the training state; default: OUT-training")
@@ -213,6 +248,9 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
     )  # fmt: skip
     add_arguments(parser, recipe.n_steps)
     args = parser.parse_args(argv)
+    if args.blocks and args.releases is None:
+        parser.error("--blocks are those of a folder: add --releases FOLDER")
+    args.blocks = args.blocks or ["flat-*"]
     torch.set_num_threads(1)  # parallel over parts of a batch instead, see `fit`
     state = args.state or args.out.with_name(args.out.name + "-training")
     try:
@@ -224,7 +262,8 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
 
 def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     path = state / "data.safetensors"
-    write_packed(path, pack(recipe, args.data, args.hold_out, args.validation))
+    releases = None if args.releases is None else (args.releases, args.blocks)
+    write_packed(path, pack(recipe, args.data, args.hold_out, args.validation, releases))
     packed = read_packed(path)
     n_parameters = sum(p.numel() for p in packed.build().parameters())
     print(
@@ -252,6 +291,9 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         return 0
     model.cpu().load_state_dict(average, strict=False)
     finish(model, packed.training, packed.validation)
+    if packed.head is not None:
+        config = SidesConfig.from_json(packed.config["sides"], packed.n_sites)
+        model.sides = learn_sides(config, packed.head, args.seed)
     save(args.out, packed.config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
     before = earlier(args.start_from)
@@ -262,6 +304,8 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         options += f" --learning-rate {args.learning_rate:g}"
     if args.start_from is not None:
         options += f" --start-from {args.start_from.parent.name}/{args.start_from.name}"
+    if releases is not None:
+        options += f" --releases {args.releases.name} --blocks {' '.join(map(shlex.quote, args.blocks))}"
     if tuple(args.hold_out) != recipe.hold_out:
         options += f" --hold-out {' '.join(map(shlex.quote, args.hold_out))}"
     if tuple(args.validation) != recipe.validation:

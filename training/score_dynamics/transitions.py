@@ -40,6 +40,36 @@ class Transitions:
         return self.frames[origins], self.frames[origins + self.lag]
 
 
+@dataclass(frozen=True)
+class OverPairs:
+    """Pairs over a barrier, see `training.score_dynamics.sides`.
+
+    before, after (n, n_sites, 3) Å float32; ``ends`` (n,) int64 the side, 0 or 1, on which each ends;
+    ``weight`` (n,) float64, by which those that end on the same side are drawn.
+    """
+
+    before: Tensor
+    after: Tensor
+    ends: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+
+@dataclass(frozen=True)
+class HeadData:
+    """What the side on which a step ends is learned from.
+
+    angles (n, n_torsions) float32, radians, in the body frame, where pairs begin; ``above`` (n,) float32,
+    whether they end on side 1; ``weight`` (n,) float64, shares of equilibrium with both sides made equal.
+    """
+
+    angles: Tensor
+    above: Tensor
+    weight: Tensor
+
+
 def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: float) -> Transitions:
     """All pairs at all time origins.
 
@@ -86,20 +116,42 @@ def rigid_motion(model: ConditionalDenoiser, before: Tensor, after: Tensor) -> T
     return torch.cat([omega, shift], -1)
 
 
+#: Of a batch, pairs over a barrier that end on one side, and as many that end on the other.
+OVER_SHARE = 0.1
+
+
 def make_batches(
-    data: Transitions, batch_size: int, condition_noise: float
+    data: Transitions, batch_size: int, condition_noise: float, over: OverPairs | None = None
 ) -> Callable[[np.random.Generator], dict[str, Tensor]]:
-    """Draws everything random of a step from its generator; the arrays are those of the loss."""
+    """Draws everything random of a step from its generator; the arrays are those of the loss.
+
+    With pairs over a barrier a batch ends with `OVER_SHARE` of them to either side.
+    """
     n_sites = data.frames.shape[1]
+    n_each, to_side = 0, []
+    if over is not None:
+        n_each = max(round(OVER_SHARE * batch_size), 1)
+        for side in (0, 1):
+            rows = torch.nonzero(over.ends == side)[:, 0]
+            to_side.append((rows.numpy(), over.weight[rows].cumsum(0).numpy()))
+    n_plain = batch_size - 2 * n_each
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=batch_size)))
+        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=n_plain)))
+        if over is not None:
+            drawn = np.concatenate(
+                [rows[np.searchsorted(c, rng.random(n_each) * c[-1], side="right")] for rows, c in to_side]
+            )
+            before = torch.cat([before, over.before[drawn]])
+            after = torch.cat([after, over.after[drawn]])
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
         # Evenly spread quantiles: every step sees all noise levels, which makes its loss less noisy.
         quantiles = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
+        if over is not None:
+            quantiles = rng.permutation(quantiles)  # all levels for pairs over the barrier too
         # The structures that a rollout visits are not exactly those of MD; a little noise on the
         # condition, but not on the target, teaches the way back.
         shaken = centred(before) + condition_noise * normal((batch_size, n_sites, 3))
@@ -113,12 +165,22 @@ def make_batches(
     return batch
 
 
-def denoising_loss(model: ConditionalDenoiser, batch: dict[str, Tensor], mean: float, std: float) -> Tensor:
-    """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal."""
+def denoising_loss(
+    model: ConditionalDenoiser,
+    batch: dict[str, Tensor],
+    mean: float,
+    std: float,
+) -> Tensor:
+    """Mean of w(sigma) |D(y + sigma n, sigma; x) - y|^2 per component, EDM weights; sigma log-normal.
+
+    A model with sides is told on which each pair ends.
+    """
     local, y = local_displacements(model, batch["x"], batch["x_next"])
     sigma = log_normal_sigma(batch["quantiles"], mean, std)
     noisy = y + sigma[:, None, None] * without_rigid_motion(batch["noise"], local)
-    error = (model(noisy, sigma, local) - y).square().mean((1, 2))
+    sides = getattr(model, "sides", None)
+    known = () if sides is None else (sides.of(local + y),)
+    error = (model(noisy, sigma, local, *known) - y).square().mean((1, 2))
     weight = model.preconditioning.loss_weight(sigma)
     loss: Tensor = (weight * error).mean()
     return loss

@@ -17,12 +17,13 @@ from zoo.backbones.site_network import Response, SiteNetwork
 
 @dataclass(frozen=True)
 class SiteMLPConfig:
-    """``n_sites`` sites; ``depth`` residual blocks of two layers of ``width`` each."""
+    """``n_sites`` sites; ``depth`` residual blocks of two layers of ``width``; ``n_labels`` of a step."""
 
     n_sites: int
     width: int = 384
     depth: int = 4
     n_frequencies: int = 8
+    n_labels: int = 0
 
 
 class SiteMLP(SiteNetwork):
@@ -50,12 +51,16 @@ class SiteMLP(SiteNetwork):
         self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
         self.level = nn.Linear(1 + 2 * config.n_frequencies, width)
         self.leave = nn.Linear(width, 3 * n)
+        self.n_labels = config.n_labels
+        if config.n_labels:
+            # zero: what was trained without labels goes on from where it was
+            self.labels = nn.Parameter(torch.zeros(config.n_labels, 2 * width))
         for layer in (*self.down, self.leave):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def given(self, positions: Tensor) -> Response:
+    def given(self, positions: Tensor, label: Tensor | None = None) -> Response:
         now = self._distances(positions)
         n, n_pairs = positions[0].numel(), now.shape[1]
         of_positions, of_displacement, of_now, of_change, of_time = self.enter.weight.split(
@@ -67,6 +72,12 @@ class SiteMLP(SiteNetwork):
             self.enter.bias,
         )
         of_moved = torch.cat([of_displacement, of_change], 1)
+        more: Tensor | float = 0.0
+        if self.n_labels:
+            if label is None:
+                raise ValueError(f"the network needs to be told one of {self.n_labels} labels")
+            of_label, more = self.labels[label].chunk(2, -1)
+            known = known + of_label
 
         def respond(displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
             change = self._distances(positions + displacement) - now
@@ -74,7 +85,7 @@ class SiteMLP(SiteNetwork):
             time = torch.cat([level[:, None], phase.sin(), phase.cos()], -1)
             x = torch.cat([displacement.flatten(1), change], 1) * c_in[:, None]
             h = known + nn.functional.linear(x, of_moved) + nn.functional.linear(time, of_time)
-            told = self.level(time)
+            told = self.level(time) + more
             for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
                 h = h + down(nn.functional.silu(up(norm(h)) + told))
             result: Tensor = self.leave(h).reshape(positions.shape)

@@ -13,7 +13,17 @@ Response = Callable[[Tensor, Tensor, Tensor], Tensor]
 class SiteNetwork(nn.Module):
     """(positions, noisy displacement, its scale, noise level) -> (batch, n_sites, 3), for fixed sites."""
 
-    def forward(self, positions: Tensor, displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:
+    #: How many labels a step may have, one of which `given` is told; 0 for networks that know of none.
+    n_labels = 0
+
+    def forward(
+        self,
+        positions: Tensor,
+        displacement: Tensor,
+        c_in: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """
         Parameters
         ----------
@@ -21,9 +31,10 @@ class SiteNetwork(nn.Module):
         displacement : (batch, n_sites, 3) Å, noisy displacement in the same frame.
         c_in : (batch,) or (1,) 1/Å, the factor that gives the noisy displacement unit variance.
         level : (batch,) or (1,) the noise level as preconditioning encodes it.
+        label : (batch,) int64, where the network knows labels.
         """
-        return self.given(positions)(displacement, c_in, level)
+        return self.given(positions, label)(displacement, c_in, level)
 
-    def given(self, positions: Tensor) -> Response:
+    def given(self, positions: Tensor, label: Tensor | None = None) -> Response:
         """`forward` for one structure and many displacements: what depends on it alone is done once."""
         raise NotImplementedError

@@ -53,7 +53,7 @@ class SiteTransformer(SiteNetwork):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def given(self, positions: Tensor) -> Response:
+    def given(self, positions: Tensor, label: Tensor | None = None) -> Response:
         now = _distances(positions)
 
         def respond(displacement: Tensor, c_in: Tensor, level: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def trained_on(folder: Path) -> set[str]:
     """Walkers ("flat-00") of which blocks are among the training data of a checkpoint, by its metrics."""
     training = read_metrics(folder).get("sections", {}).get("training", {})
     parts = [each.get("segments", {}) for each in (training, *training.get("earlier", []))]
-    names = [name for part in parts for name in part.get("training", [])]
+    names = [name for part in parts for key in ("training", "releases") for name in part.get(key, [])]
     return {name[: len("flat-00")] for name in names if name.startswith("flat-")}
 
 

@@ -1,0 +1,300 @@
+"""The side of a barrier on which a step ends: drawn, told to the network, part of densities, and learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+
+import zoo
+from tests.barrier_chain import N, angles_of, bias, chain, walked
+from training.loop import LoopConfig
+from training.reference_md.releases import Bias
+from training.reference_md.segments import Record, write_record
+from training.score_dynamics import recipe as recipes
+from training.score_dynamics import sides as learning
+from training.score_dynamics.fit import fit
+from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
+from training.score_dynamics.sides import is_above, learn_sides, on_the_ridge, sides_of
+from training.score_dynamics.transitions import HeadData, local_displacements
+from training.sd_alanine_dipeptide_cg import RECIPE
+from zoo.analysis.kinetics import torsions as measured
+from zoo.checkpoint import read_metrics
+from zoo.errors import CheckpointError
+from zoo.molecules.start import load_start
+from zoo.score_dynamics import ScoreDynamics, ScoreDynamicsConfig
+from zoo.sides import Sides, SidesConfig, torsions
+
+ROOT = Path(__file__).parent.parent
+MD = ROOT / "training" / "reference_md"
+RELEASES = MD / "alanine-dipeptide-flat"
+CG = Path(zoo.__file__).parent / "checkpoints" / "sd-alanine-dipeptide-cg"
+TORSIONS = ((0, 1, 3, 5), (1, 3, 5, 6))
+SMALL = replace(
+    RECIPE,
+    name="test-sides",
+    version="0.0.1",
+    architecture={"n_sites": 10, "width": 16, "depth": 1, "n_frequencies": 2},
+    hold_out=(),
+    validation=("segment-001",),
+    noise=NoiseConfig(batch_size=32),
+)
+LOOP = LoopConfig(n_steps=6, warmup=2, log_every=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def plain() -> ScoreDynamics:
+    return ScoreDynamics.from_pretrained(CG)
+
+
+def sided(plain: ScoreDynamics, share: float, labels: float = 0.0) -> ScoreDynamics:
+    """The checkpoint with sides of which the second has a fixed share, told to the network or not."""
+    architecture = {**plain.config.architecture, "n_labels": 2}
+    told = {"torsions": [list(each) for each in TORSIONS], "between": [0.0, 125.0]}
+    config = replace(plain.config, architecture=architecture, sides=told)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        denoiser = config.build()
+        denoiser.load_state_dict(plain.denoiser.state_dict(), strict=False)
+        with torch.no_grad():
+            denoiser.sides.layers[-1].weight.zero_()
+            denoiser.sides.layers[-1].bias.fill_(math.log(share / (1 - share)))
+            denoiser.network.labels.copy_(labels * torch.randn_like(denoiser.network.labels))
+    return ScoreDynamics(config, denoiser)
+
+
+def starts(model: ScoreDynamics, n: int) -> np.ndarray:
+    x = load_start(Path(zoo.__file__).parent / "data" / "alanine-dipeptide.pdb", model.molecule)
+    return np.repeat(x.reshape(-1, model.molecule.n_sites, 3)[:1], n, 0)
+
+
+# --- the model ----------------------------------------------------------------------------------------
+
+
+def test_torsions_are_those_of_the_analysis() -> None:
+    x = np.random.default_rng(0).standard_normal((20, 7, 3))
+    found = torch.rad2deg(torsions(torch.from_numpy(x), TORSIONS)).numpy()
+    np.testing.assert_allclose(found, measured(x, TORSIONS), atol=1e-9)
+
+
+def test_sides_are_those_between_two_angles_on_the_way_up() -> None:
+    sides = Sides(SidesConfig(TORSIONS, (100.0, -140.0)))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((200, 7, 3)))
+    phi = torch.rad2deg(sides.torsions(x)[:, 0])
+    assert torch.equal(sides.of(x).bool(), (phi >= 100) | (phi < -140)) and 0 < sides.of(x).sum() < 200
+    both = torch.stack([sides.log_probability(x.float(), k) for k in (0, 1)]).exp().sum(0)
+    torch.testing.assert_close(both, torch.ones(200))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"torsions": [[0, 1, 2]]}, {"torsions": [[0, 1, 2, 2]]}, {"torsions": [[0, 1, 2, 10]]}, {"torsions": []},
+     {"between": [0.0]}, {"between": [5, 5]}, {"between": ["a", 1]}, {"width": 0}, {"width": "x"},
+     {"more": 1}, {"between": [0.0, float("nan")]}],
+)  # fmt: skip
+def test_sides_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"config.json: sides of a barrier are not valid"):
+        SidesConfig.from_json({"torsions": [[0, 1, 2, 3]], "between": [0.0, 120.0], **wrong}, 10)
+
+
+def test_sides_and_labels_go_together(plain: ScoreDynamics) -> None:
+    config = plain.config.to_dict()
+    assert "sides" not in config
+    told = {"torsions": [[0, 1, 3, 5]], "between": [0.0, 125.0]}
+    for more in ({"sides": told}, {"architecture": {**config["architecture"], "n_labels": 2}}):
+        with pytest.raises(CheckpointError, match="n_labels 2 goes with sides"):
+            ScoreDynamicsConfig.from_dict({**config, **more})
+
+
+def test_a_checkpoint_with_sides_comes_back(plain: ScoreDynamics, tmp_path: Path) -> None:
+    model = sided(plain, 0.3, 1.0)
+    model.save_pretrained(tmp_path / "sided")
+    again = ScoreDynamics.from_pretrained(str(tmp_path / "sided"))
+    assert again.config == model.config and again.sides is not None
+    x = starts(model, 3)
+    noise = model.noise(0, range(3), 1, 0)
+    np.testing.assert_array_equal(again.propose(x, range(3), noise), model.propose(x, range(3), noise))
+
+
+def test_sides_are_drawn_with_their_probability_by_their_own_number(
+    plain: ScoreDynamics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, told = sided(plain, 0.3), []
+
+    def conditional(local: torch.Tensor, side: torch.Tensor | None = None) -> Any:
+        told.append(side)
+        return lambda y, sigma: torch.zeros_like(y)
+
+    monkeypatch.setattr(model, "_conditional", conditional)
+    n, slots = 4000, model.batch_slots
+    x, numbers = starts(model, slots), []
+    for k in range(n // slots):
+        noise = model.noise(5, range(slots), k, 0)
+        numbers.append(noise[:, -3, 0])
+        model.propose(x, range(slots), noise)
+    drawn, number = torch.cat(told).numpy(), np.concatenate(numbers)
+    assert drawn.mean() == pytest.approx(0.3, abs=0.03)
+    assert (drawn == (number < -0.52440051)).all()  # the quantile 0.3 of the standard normal
+
+
+def test_a_redrawn_step_keeps_its_side(plain: ScoreDynamics) -> None:
+    model = sided(plain, 0.3)
+    assert model.noise_shape == (13, 3) and plain.noise_shape == (12, 3)
+    first, second = (model.noise(1, [0, 7], 3, attempt) for attempt in (0, 1))
+    np.testing.assert_array_equal(first[:, -3], second[:, -3])
+    assert (np.delete(first, -3, 1) != np.delete(second, -3, 1)).all()
+
+
+def test_sides_that_the_network_does_not_heed_change_nothing(plain: ScoreDynamics) -> None:
+    model = sided(plain, 0.3)
+    x = starts(model, 4)
+    noise = model.noise(0, range(4), 1, 0)
+    moved = plain.propose(x, range(4), np.delete(noise, -3, 1))
+    np.testing.assert_allclose(model.propose(x, range(4), noise), moved, atol=1e-5)
+    np.testing.assert_allclose(model.log_prob(moved, x, 12), plain.log_prob(moved, x, 12), atol=2e-3)
+    for sigma in (0.05, 1.0, 10.0):
+        one, other = (m.score(moved, x, sigma) for m in (model, plain))
+        np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.3])
+def test_densities_are_sums_over_sides(plain: ScoreDynamics, share: float) -> None:
+    model, sure = sided(plain, share, 0.3), sided(plain, 1 - 1e-9, 0.3)
+    x = starts(model, 2)
+    after = model.propose(x, range(2), model.noise(0, range(2), 1, 0))
+    of_one = sure.log_prob(after, x, 12)
+    of_none = sided(plain, 1e-9, 0.3).log_prob(after, x, 12)
+    assert np.abs(of_one - of_none).max() > 0.1
+    expected = np.logaddexp(math.log(share) + of_one, math.log1p(-share) + of_none)
+    np.testing.assert_allclose(model.log_prob(after, x, 12), expected, atol=2e-3)
+
+
+# --- how often ----------------------------------------------------------------------------------------
+
+
+def test_the_other_barrier_is_in_the_middle_of_where_the_bias_is_lowest() -> None:
+    assert sides_of(Bias.read(RELEASES)) == (0.0, 125.0)
+    grid = np.full((36, 36), 50.0)
+    grid[[34, 35, 0, 1]] = 0.0
+    assert sides_of(Bias(grid, (200.0, 25.0))) == (200.0, 355.0)
+    assert is_above([10, 130, -10, 359], (0.0, 125.0)).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("lag", [20, 60])
+def test_shares_over_the_barrier_are_those_of_the_exact_chain(lag: int) -> None:
+    pi, t = chain()
+    phi = angles_of(np.arange(N))[:, 0]
+    joint, above = pi[:, None] * np.linalg.matrix_power(t, lag), is_above(phi, (0.0, 140.0))
+    data = walked(8000)
+    path, begin, end, weight = on_the_ridge(data, bias(), lag)
+    assert set(np.abs(end - begin).tolist()) == {lag}
+    starts, ends = (data.paths[path, at, 0] for at in (begin, end))
+    first, last = (is_above(each, (0.0, 140.0)) for each in (starts, ends))
+    for side in (False, True):
+        exact = joint[above == side][:, above != side].sum()
+        assert weight[(first == side) & (last != side)].sum() == pytest.approx(exact, rel=0.2)
+    for low, high in ((-25, -10), (-10, 10), (10, 25)):  # on the ridge, where all pairs are of this kind
+        here, there = (phi > low) & (phi <= high), (starts > low) & (starts <= high)
+        exact = joint[here][:, above].sum() / joint[here].sum()
+        assert weight[there & last].sum() / weight[there].sum() == pytest.approx(exact, abs=0.05)
+
+
+def test_small_probabilities_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sigmoid that is 1e-6 at its far ends, from pairs weighed as rare ones are."""
+    monkeypatch.setattr(learning, "N_STEPS", 1500)
+    phi = torch.linspace(-124.0, 124.0, 2001, dtype=torch.float64)
+    p = torch.sigmoid(phi / 9.0)
+    angles = torch.deg2rad(torch.stack([phi, 0.5 * phi], 1)).float()
+    data = HeadData(
+        torch.cat([angles, angles]), torch.arange(2).repeat_interleave(2001).float(), torch.cat([1 - p, p])
+    )
+    found = learn_sides(SidesConfig(TORSIONS, (0.0, 125.0)), data).of_angles(angles).double()
+    for at in (-60, -30, 0, 30, 60):
+        near = (phi - at).abs() < 5
+        assert float(found[near].mean()) == pytest.approx(at / 9.0, abs=0.35)
+
+
+# --- the recipe ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "small_probabilities" not in request.node.name:
+        monkeypatch.setattr(learning, "N_STEPS", 20)
+
+
+@pytest.fixture(scope="module")
+def md(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two segments that shake in one well, a third that jumps over the barrier and back at every frame."""
+    folder = tmp_path_factory.mktemp("md")
+    start = mdtraj.load_pdb(str(MD / "ace-ala-nme.pdb")).xyz[0].astype(float)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        frames = [(start * [1, 1, -1] if number == 2 and k % 2 else start) for k in range(31)]
+        shaken = np.array(frames) + 0.002 * rng.standard_normal((31, 22, 3))
+        write_record(
+            folder / f"segment-{number:03d}.npz",
+            Record(shaken.astype(np.float32), 0.2, (-80.0, 80.0), 2.1, 800),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(md: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    path = tmp_path_factory.mktemp("packed") / "data.safetensors"
+    write_packed(path, recipes.pack(SMALL, [md], [], ["segment-001"], (RELEASES, ["flat-00*"])))
+    return read_packed(path)
+
+
+def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed) -> None:
+    """The segment that jumps has no pair left, for a lag is an odd number of frames."""
+    before = recipes.pack(SMALL, [md], [], ["segment-001"])
+    assert before.over is None and (len(before.training), len(packed.training)) == (52, 26)
+    over, head = packed.over, packed.head
+    assert over is not None and head is not None and over.before.shape == (len(over), 10, 3)
+    network = packed.build()
+    local, y = local_displacements(network, over.before.double(), over.after.double())
+    assert network.sides is not None
+    assert torch.equal(network.sides.of(local + y), over.ends)
+    assert torch.equal(network.sides.of(local), 1 - over.ends)
+    # plain MD never goes over the barrier without being on the ridge; paths do, in both directions alike
+    assert min(over.ends.bincount().tolist()) == max(over.ends.bincount().tolist()) > 50
+    assert float(head.weight.sum()) == pytest.approx(2.0)
+    assert packed.segments["releases"][0] == "flat-00000"
+
+
+def test_a_resumed_fit_equals_an_uninterrupted_one(packed: Packed, tmp_path: Path) -> None:
+    _, whole = fit(packed, tmp_path / "whole", LOOP)
+    fit(packed, tmp_path / "parts", LOOP, stop_after=4)
+    _, parts = fit(packed, tmp_path / "parts", LOOP, workers=2)
+    assert list(whole) == list(parts) and all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert "network.labels" in whole and not any(k.startswith("sides.") for k in whole)
+
+
+def test_a_recipe_ends_in_a_checkpoint_with_sides(
+    md: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--data", str(md), "--out", str(out), "--steps", "2", "--log-every", "1", "--threads", "1"]
+    with pytest.raises(SystemExit):
+        recipes.main(SMALL, None, [*options, "--blocks", "flat-00*"])
+    assert "add --releases FOLDER" in capsys.readouterr().err
+    for wrong, message in (
+        ([str(tmp_path / "none")], "has no block flat-*"),
+        ([str(RELEASES), "--blocks", "flat-00*", "flat-99*"], "has no block flat-99*"),
+        ([str(RELEASES), "--hold-out", "segment-002"], "begins on one side of the barrier only"),
+    ):
+        assert recipes.main(SMALL, None, [*options, "--releases", *wrong]) == 1
+        assert message in capsys.readouterr().err
+    assert recipes.main(SMALL, None, [*options, "--releases", str(RELEASES), "--blocks", "flat-00*"]) == 0
+    model = ScoreDynamics.from_pretrained(out)
+    assert model.sides is not None and model.config.architecture["n_labels"] == 2
+    training = read_metrics(out)["sections"]["training"]
+    assert f"--releases {RELEASES.name} --blocks 'flat-00*'" in training["command"]
+    assert training["segments"]["releases"][0].startswith("flat-00???: ")

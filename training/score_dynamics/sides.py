@@ -1,0 +1,220 @@
+"""On which side of a barrier steps end: how often, and pairs of frames that go over it, from released paths.
+
+Of the pairs of frames one lag apart that begin on one side of a high barrier a share of 1e-4 or less ends on
+the other.  Plain MD of nanoseconds holds a handful of them or none.  Walkers on a flattened surface release
+many (`training.reference_md.flattened`), and their weights are known.  With x_k(s) the path of a release k,
+plain MD on both sides of the release at s = 0, and the reasoning of `training.benchmarks.barriers.crossings`,
+what pairs that are on the ridge at some moment contribute to the mean of a function of pairs is
+
+    sum over k, and over s with s <= 0 <= s + lag, of f(x_k(s), x_k(s + lag))
+        / (sum over moments between the two, on the ridge, of exp(-V / kT))
+        / sum over all frames of walkers of exp(V / kT).
+
+Equilibrium does not know the direction of time: each pair counts half as it is and half reversed.  Pairs that
+are never on the ridge come from plain MD, which is taken to be in equilibrium on either side.  Together these
+are equilibrium: from them P(side | x) of `zoo.sides` is learned, by logistic regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from training.loop import LoopConfig, learning_rate
+from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.walks import Walks, counted, walks
+from training.score_dynamics.transitions import HeadData, OverPairs, Transitions
+from zoo.analysis.dihedrals import choose_dihedrals
+from zoo.errors import StructureError
+from zoo.molecules.molecule import Molecule, handedness
+from zoo.molecules.rigid import body_frames, centred
+from zoo.sides import Quadruple, Sides, SidesConfig, torsions
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def sides_of(bias: Bias) -> tuple[float, float]:
+    """Degrees of the first torsion between which side 1 is: the ridge, and the other barrier.
+
+    Where the bias, which fills wells up, is nowhere high the barrier is: in the middle of where it is lowest,
+    for it is not made lower than some depth.
+    """
+    n = len(bias.kj_mol)
+    angle = bias.ridge[0] + 360.0 / n * np.arange(n)  # on the way up from the ridge
+    highest = bias.kj_mol.max(1)
+    filled = np.interp(angle % 360.0, 360.0 / n * np.arange(n + 1), [*highest, highest[0]])
+    away = (angle - bias.ridge[0] > 60.0) & (angle - bias.ridge[0] < 300.0)
+    lowest = angle[away & (filled < filled[away].min() + 0.1)]
+    return bias.ridge[0], float(lowest.mean())
+
+
+def is_above(angle: npt.ArrayLike, between: tuple[float, float]) -> BoolArray:
+    """Whether first torsions (degrees) are on side 1."""
+    low, high = between
+    return np.asarray((np.asarray(angle) - low) % 360.0 < (high - low) % 360.0)
+
+
+def on_the_ridge(data: Walks, bias: Bias, lag: int) -> tuple[IntArray, IntArray, IntArray, Array]:
+    """Pairs among released paths that contain the release: path, first and last frame, weight, (n,) each.
+
+    Weights are shares of all pairs of equilibrium, ``lag`` frames apart, each of which begins anywhere.
+    """
+    middle = data.paths.shape[1] // 2
+    on_ridge = np.where(bias.on_ridge(data.paths[..., 0]), np.exp(-bias.at(data.paths) / data.kt), 0.0)
+    top = float(data.bias.max())  # exp(V / kT) is large
+    total = np.exp(data.bias - top).sum()
+    rows: list[tuple[int, int, int]] = []
+    weights: list[float] = []
+    for k in np.flatnonzero(on_ridge[:, middle] > 0):
+        # by the same interpolation as along the path, so that its error cancels
+        scale = 0.5 * on_ridge[k, middle] * np.exp(data.released[k] - top) / total
+        for s in range(middle - lag, middle + 1):
+            rows += [(int(k), s, s + lag), (int(k), s + lag, s)]
+            weights += 2 * [scale / on_ridge[k, s : s + lag + 1].sum()]
+    path, begin, end = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    return path, begin, end, np.array(weights)
+
+
+def gathered(
+    data: Transitions, is_plain: BoolArray, molecule: Molecule, frame: tuple[int, int, int], folder: Path,
+    names: Sequence[str],
+) -> tuple[Transitions, OverPairs, HeadData, SidesConfig, list[str]]:  # fmt: skip
+    """From plain MD and blocks of flattened MD: all that a model with sides is trained on.
+
+    Parameters
+    ----------
+    data : all pairs; ``is_plain`` (n_frames,) says which frames are of plain MD from equilibrium.
+    folder, names : of the flattened MD, and patterns of its blocks.
+
+    Returns
+    -------
+    The pairs without those of plain MD that go over the barrier; pairs that do, from the releases; data of
+    the head; the sides; and the names of the blocks.
+
+    Raises
+    ------
+    StructureError : there are no such blocks; they are of another molecule or bias, too short for the lag,
+        or go nowhere; or no plain MD begins on one of the sides.
+    """
+    blocks, bias = read_blocks(folder, names), Bias.read(folder)
+    if bias.sha256 != blocks[0].bias_sha256:
+        raise StructureError(f"the blocks in {folder} were made with another bias than the one there")
+    if blocks[0].paths.shape[2] != molecule.n_atoms:
+        raise StructureError(
+            f"the released MD in {folder} is of {blocks[0].paths.shape[2]} atoms, the molecule has "
+            f"{molecule.n_atoms}"
+        )
+    quadruples = choose_dihedrals(molecule, None).quadruples
+    walk = walks(blocks, molecule.sites, quadruples)
+    lag, middle = data.lag, walk.paths.shape[1] // 2
+    if abs(lag * walk.dt - data.lag_time) > 1e-6 * data.lag_time or lag > middle:
+        raise StructureError(
+            f"released paths of {middle * walk.dt:g} ps to either side, with frames every {walk.dt:g} ps, "
+            f"hold no pairs {data.lag_time:g} ps apart around their middle"
+        )
+    between = sides_of(bias)
+    angles = torch.rad2deg(torsions(data.frames.double(), quadruples)).numpy()
+    first = data.origins.numpy()
+    begins, ends = (is_above(angles[at, 0], between) for at in (first, first + lag))
+    plain = is_plain[first]
+    n_plain = np.bincount(begins[plain], minlength=2)
+    if not n_plain.all():
+        raise StructureError(
+            "the plain MD begins on one side of the barrier only: add segments from the other"
+        )
+    touches = np.zeros(len(first), dtype=bool)
+    for step in range(lag + 1):
+        touches |= bias.on_ridge(angles[first + step, 0])
+    over = plain & (begins != ends)
+
+    path, begin, end, weight = on_the_ridge(walk, bias, lag)
+    x0, x1 = (is_above(walk.paths[path, at, 0], between) for at in (begin, end))
+    population = np.bincount(is_above(walk.visited[:, 0], between), np.exp(walk.bias - walk.bias.max()), 2)
+    population = population / population.sum()
+    away = plain & ~touches
+    share = (population - np.bincount(x0, weight, 2)) / np.bincount(begins[away], minlength=2)
+    mirrored = _mirrored(data.frames[:1], molecule, frame, quadruples)
+    sign = -1.0 if mirrored else 1.0
+    started = np.concatenate([angles[first[away]], walk.paths[path, begin]])
+    sides = np.concatenate([begins[away], x0])
+    head = HeadData(
+        torch.from_numpy(np.radians(sign * started)).float(),
+        torch.from_numpy(np.concatenate([ends[away], x1])).float(),
+        torch.from_numpy(
+            np.concatenate([share[begins[away].astype(int)], weight]) / population[sides.astype(int)]
+        ),
+    )
+    positions = np.concatenate([b.paths[:, :, list(molecule.sites)] for b in counted(blocks)[0]])
+    crossing = x0 != x1
+    if len(np.unique(x1[crossing])) < 2:
+        raise StructureError("too few released paths go over the barrier: let the walkers go on")
+    pairs = OverPairs(
+        torch.from_numpy(positions[path[crossing], begin[crossing]]),
+        torch.from_numpy(positions[path[crossing], end[crossing]]),
+        torch.from_numpy(x1[crossing].astype(np.int64)),
+        torch.from_numpy(weight[crossing] / population[x0[crossing].astype(int)]),
+    )
+    low, high = between
+    config = SidesConfig(
+        tuple(tuple(int(i) for i in each) for each in quadruples),  # type: ignore[misc]
+        (-high, -low) if mirrored else (low, high),
+    )
+    kept = replace(data, origins=data.origins[torch.from_numpy(~over)])
+    return kept, pairs, head, config, [b.name for b in blocks]
+
+
+def _mirrored(
+    frames: Tensor, molecule: Molecule, frame: tuple[int, int, int], quadruples: Sequence[Quadruple]
+) -> bool:
+    """Whether torsions have the other sign in the body frame."""
+    x = centred(frames.double())
+    sign = handedness(x, molecule.stereocentres[:1])[..., 0]
+    local = x @ body_frames(x, frame, sign)
+    return bool((torsions(local, quadruples) * torsions(x, quadruples) < 0).all())
+
+
+#: Steps, rows of each part of a batch, and the highest rate of the regression.
+N_STEPS, N_ROWS, RATE = 10000, 2048, 3e-3
+
+
+def learn_sides(config: SidesConfig, data: HeadData, seed: int = 0) -> Sides:
+    """P(side 1 | x) by logistic regression on the torsions of x.
+
+    Pairs that end on the other side than where they began are drawn as often as all others, for they are a
+    few thousandths of the loss.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sides = Sides(config)
+    schedule = LoopConfig(n_steps=N_STEPS, learning_rate=RATE, warmup=min(100, N_STEPS), final_fraction=1e-3)
+    optimizer = torch.optim.Adam(sides.parameters(), lr=RATE)
+    above = torch.from_numpy(is_above(torch.rad2deg(data.angles[:, 0]).numpy(), config.between))
+    parts = []
+    for rows in (above == data.above.bool(), above != data.above.bool()):
+        index = torch.nonzero(rows)[:, 0].numpy()
+        cumulative = np.cumsum(data.weight[rows].numpy())
+        parts.append((index, cumulative))
+    total = sum(cumulative[-1] for _, cumulative in parts)
+    rng = np.random.default_rng([seed, 2**31 + 2])
+    for step in range(N_STEPS):
+        loss = torch.zeros(())
+        for index, cumulative in parts:
+            at = np.searchsorted(cumulative, rng.random(N_ROWS) * cumulative[-1], side="right")
+            drawn = torch.from_numpy(index[at.clip(max=len(index) - 1)])
+            logits = sides.of_angles(data.angles[drawn])
+            each = nn.functional.binary_cross_entropy_with_logits(logits, data.above[drawn])
+            loss = loss + each * float(cumulative[-1] / total)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(schedule, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return sides.requires_grad_(False)
