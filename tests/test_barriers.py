@@ -272,7 +272,8 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     assert found["population", "C7ax"]["md_interval"] == "no events"
     assert "3 stretches of walkers: 18 frames, 18 releases" in capsys.readouterr().out
     told = {"segments": {"training": ["segment-010"], "releases": ["flat-07???: 6 blocks"]}}
-    for extra in (told, {"segments": {}, "earlier": [told]}):
+    data = {"segments": {"training": ["segment-010", "flat-07???: 6 blocks"]}}
+    for extra in (told, data, {"segments": {}, "earlier": [told]}):
         record(folder, "training", [{}], command="x", seed=0, extra=extra)
         assert main([str(folder), "--releases", str(tmp_path)]) == 1
         assert (

@@ -182,7 +182,8 @@ class ScoreDynamicsConfig:
         if len(self.bond_lengths) != len(molecule.site_bonds):
             raise CheckpointError("config.json: bond_lengths needs one length per bond of the sites")
         rigid_ends(molecule, self.rigid_bonds)
-        if (self.sides is not None) != (self.architecture.get("n_labels", 0) == 2):
+        labels = self.architecture.get("n_labels", 0) if isinstance(self.architecture, dict) else 0
+        if type(labels) is not int or labels != (0 if self.sides is None else 2):
             raise CheckpointError("config.json: an architecture with n_labels 2 goes with sides, and only it")
         if self.sides is not None:
             SidesConfig.from_json(self.sides, molecule.n_sites)
@@ -586,6 +587,9 @@ class ScoreDynamics:
         Parameters
         ----------
         x_next, x : (n_sites, 3) or (n, n_sites, 3) Å.
+
+        Of a model with sides it is that of the sum over both, weighed by their likelihoods, which take a
+        hundred times as long as the score itself.
         """
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma is {sigma!r}: give a positive noise level in Å")

@@ -63,20 +63,21 @@ class SidesConfig:
             unknown = sorted(set(data) - {"torsions", "between", "width"})
             if unknown:
                 raise ValueError(f"unknown keys {', '.join(unknown)}")
-            torsions = tuple(tuple(int(i) for i in each) for each in data["torsions"])
+            torsions = tuple(tuple(each) for each in data["torsions"])
             low, high = (float(each) for each in data["between"])
             width = data.get("width", cls.width)
             if not torsions or not all(
-                len(set(each)) == 4 and all(0 <= i < n_sites for i in each) for each in torsions
+                len(set(each)) == 4 and all(type(i) is int and 0 <= i < n_sites for i in each)
+                for each in torsions
             ):
                 raise ValueError("a torsion needs four different sites")
             if not (math.isfinite(low) and math.isfinite(high) and (high - low) % 360.0 > 0):
                 raise ValueError(f"no angle is between {low} and {high}")
             if type(width) is not int or not 0 < width <= 4096:
                 raise ValueError(f"width {width!r} is none")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"config.json: sides of a barrier are not valid: {error}") from None
-        return cls(torsions, (low, high), width)  # type: ignore[arg-type]
+        return cls(torsions, (low, high), width)
 
 
 class Sides(nn.Module):

@@ -128,8 +128,12 @@ def start(model: ConditionalDenoiser, path: Path) -> None:
     ZooError : no such file, or it is of another network.
     """
     try:
-        wrong = model.load_state_dict(load_file(path), strict=False)
-        missing = [k for k in wrong.missing_keys if k != "network.labels" and not k.startswith("sides.")]
+        weights = load_file(path)
+        wrong = model.load_state_dict(weights, strict=False)
+        none = not any(k.startswith("sides.") for k in weights)
+        missing = [
+            k for k in wrong.missing_keys if k != "network.labels" and not (none and k.startswith("sides."))
+        ]
         if missing or wrong.unexpected_keys:
             raise RuntimeError(f"missing {missing}, unknown {wrong.unexpected_keys}")
     except (OSError, SafetensorError, RuntimeError) as error:

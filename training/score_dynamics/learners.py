@@ -102,10 +102,18 @@ class Learner(ABC):
         return self.loss(model, held_out)
 
     def config(self, **more: Any) -> dict[str, Any]:
-        """Fields of the new checkpoint's config."""
+        """Fields of the new checkpoint's config.
+
+        What continues a model with sides keeps how often it goes over the barrier, which trajectories of a
+        user do not tell; what begins from nothing has no sides.
+        """
         old = self.old.config
+        known = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
+        if self.request.from_nothing and old.sides is not None:
+            known["sides"] = None
+            known["architecture"] = {k: v for k, v in old.architecture.items() if k != "n_labels"}
         return {
-            **{f.name: getattr(old, f.name) for f in dataclasses.fields(old)},
+            **known,
             "name": self.request.name,
             "version": "0.1.0",
             "lag_time": self.request.lag_time,

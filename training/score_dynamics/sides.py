@@ -51,9 +51,11 @@ def sides_of(bias: Bias) -> tuple[float, float]:
     angle = bias.ridge[0] + 360.0 / n * np.arange(n)  # on the way up from the ridge
     highest = bias.kj_mol.max(1)
     filled = np.interp(angle % 360.0, 360.0 / n * np.arange(n + 1), [*highest, highest[0]])
-    away = (angle - bias.ridge[0] > 60.0) & (angle - bias.ridge[0] < 300.0)
-    lowest = angle[away & (filled < filled[away].min() + 0.1)]
-    return bias.ridge[0], float(lowest.mean())
+    filled = np.where(np.abs(angle - bias.ridge[0] - 180.0) < 120.0, filled, np.inf)
+    first = last = int(filled.argmin())
+    while last + 1 < n and filled[last + 1] < filled[first] + 0.1:
+        last += 1
+    return bias.ridge[0], float(0.5 * (angle[first] + angle[last]))
 
 
 def is_above(angle: npt.ArrayLike, between: tuple[float, float]) -> BoolArray:
@@ -113,6 +115,10 @@ def gathered(
             f"{molecule.n_atoms}"
         )
     quadruples = choose_dihedrals(molecule, None).quadruples
+    if not molecule.stereocentres or len(quadruples) != 2:
+        raise StructureError(
+            "sides of a barrier are known for molecules with a stereocentre, phi and psi only"
+        )
     walk = walks(blocks, molecule.sites, quadruples)
     lag, middle = data.lag, walk.paths.shape[1] // 2
     if abs(lag * walk.dt - data.lag_time) > 1e-6 * data.lag_time or lag > middle:
@@ -125,22 +131,25 @@ def gathered(
     first = data.origins.numpy()
     begins, ends = (is_above(angles[at, 0], between) for at in (first, first + lag))
     plain = is_plain[first]
-    n_plain = np.bincount(begins[plain], minlength=2)
-    if not n_plain.all():
-        raise StructureError(
-            "the plain MD begins on one side of the barrier only: add segments from the other"
-        )
     touches = np.zeros(len(first), dtype=bool)
     for step in range(lag + 1):
         touches |= bias.on_ridge(angles[first + step, 0])
-    over = plain & (begins != ends)
+    over = plain & touches & (begins != ends)
 
     path, begin, end, weight = on_the_ridge(walk, bias, lag)
     x0, x1 = (is_above(walk.paths[path, at, 0], between) for at in (begin, end))
     population = np.bincount(is_above(walk.visited[:, 0], between), np.exp(walk.bias - walk.bias.max()), 2)
     population = population / population.sum()
     away = plain & ~touches
-    share = (population - np.bincount(x0, weight, 2)) / np.bincount(begins[away], minlength=2)
+    n_away = np.bincount(begins[away], minlength=2)
+    if not n_away.all():
+        raise StructureError(
+            "the plain MD begins on one side of the barrier only: add segments from the other"
+        )
+    rest = population - np.bincount(x0, weight, 2)
+    if not (rest > 0).all():
+        raise StructureError("the walkers were too little on one side of the barrier: add blocks")
+    share = rest / n_away
     mirrored = _mirrored(data.frames[:1], molecule, frame, quadruples)
     sign = -1.0 if mirrored else 1.0
     started = np.concatenate([angles[first[away]], walk.paths[path, begin]])

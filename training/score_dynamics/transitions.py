@@ -135,12 +135,17 @@ def make_batches(
             rows = torch.nonzero(over.ends == side)[:, 0]
             to_side.append((rows.numpy(), over.weight[rows].cumsum(0).numpy()))
     n_plain = batch_size - 2 * n_each
+    if n_plain < 1:
+        raise ValueError(f"a batch of {batch_size} has no place for pairs over a barrier")
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
         before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=n_plain)))
         if over is not None:
             drawn = np.concatenate(
-                [rows[np.searchsorted(c, rng.random(n_each) * c[-1], side="right")] for rows, c in to_side]
+                [
+                    rows[np.searchsorted(c, rng.random(n_each) * c[-1], side="right").clip(max=len(c) - 1)]
+                    for rows, c in to_side
+                ]
             )
             before = torch.cat([before, over.before[drawn]])
             after = torch.cat([after, over.after[drawn]])
