@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.small_recipe import LOOP, SMALL, start
 from training import curve
 from training.loop import LOG, LoopConfig
 from training.reference_md.segments import Record, Segment, write_record
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics.alanine_dipeptide import molecule
 from training.score_dynamics.fit import fit
-from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
+from training.score_dynamics.packed import Packed, read_packed, write_packed
 from training.score_dynamics.transitions import (
     denoising_loss,
     farthest_points,
@@ -31,28 +32,12 @@ from training.score_dynamics.transitions import (
     rigid_motion,
     transitions,
 )
-from training.sd_alanine_dipeptide_cg import RECIPE
 from zoo.errors import ZooError
 from zoo.molecules.molecule import Molecule
 from zoo.molecules.rigid import centred, rotation_matrix
 from zoo.score_dynamics import ScoreDynamics
 
 ROOT = Path(__file__).parent.parent
-SMALL = replace(
-    RECIPE,
-    name="test-cg",
-    version="0.0.1",
-    architecture={"n_sites": 10, "width": 16, "depth": 1, "n_frequencies": 2},
-    hold_out=(),
-    validation=("segment-001",),
-    noise=NoiseConfig(batch_size=32),
-)
-LOOP = LoopConfig(n_steps=6, warmup=2, log_every=2, learning_rate=1e-3)
-
-
-def start() -> np.ndarray:
-    """(22, 3) nm."""
-    return mdtraj.load_pdb(str(ROOT / "training" / "reference_md" / "ace-ala-nme.pdb")).xyz[0].astype(float)
 
 
 @pytest.fixture(scope="module")

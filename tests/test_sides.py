@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mdtraj
 import numpy as np
 import pytest
 import torch
@@ -15,40 +14,27 @@ from safetensors.torch import save_file
 
 import zoo
 from tests.barrier_chain import N, angles_of, bias, chain, walked
-from training.loop import LoopConfig
+from tests.small_recipe import LOOP, MD, SMALL, start
 from training.reference_md.releases import Bias, read_blocks
 from training.reference_md.segments import Record, read_segments, write_record
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics import sides as learning
 from training.score_dynamics.fit import fit
 from training.score_dynamics.learners import Request, learner
-from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
-from training.score_dynamics.sides import is_above, learn_sides, on_the_ridge, sides_of
+from training.score_dynamics.packed import Packed, read_packed, write_packed
+from training.score_dynamics.sides import learn_sides, on_the_ridge, sides_of
 from training.score_dynamics.transitions import HeadData, local_displacements
-from training.sd_alanine_dipeptide_cg import RECIPE
 from zoo.analysis.kinetics import torsions as measured
 from zoo.checkpoint import read_metrics
 from zoo.errors import CheckpointError
 from zoo.molecules.start import load_start
 from zoo.score_dynamics import ScoreDynamics, ScoreDynamicsConfig
-from zoo.sides import Sides, SidesConfig, torsions
+from zoo.sides import Sides, SidesConfig, is_between, torsions
 
-ROOT = Path(__file__).parent.parent
-MD = ROOT / "training" / "reference_md"
 RELEASES = MD / "alanine-dipeptide-flat"
 CG = Path(zoo.__file__).parent / "checkpoints" / "sd-alanine-dipeptide-cg"
 QUADRUPLES = ((4, 6, 8, 14), (6, 8, 14, 16))  # of all atoms
 TORSIONS = ((0, 1, 3, 5), (1, 3, 5, 6))
-SMALL = replace(
-    RECIPE,
-    name="test-sides",
-    version="0.0.1",
-    architecture={"n_sites": 10, "width": 16, "depth": 1, "n_frequencies": 2},
-    hold_out=(),
-    validation=("segment-001",),
-    noise=NoiseConfig(batch_size=32),
-)
-LOOP = LoopConfig(n_steps=6, warmup=2, log_every=2, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -188,19 +174,19 @@ def test_the_other_barrier_is_in_the_middle_of_where_the_bias_is_lowest() -> Non
     grid = np.full((36, 36), 50.0)
     grid[[34, 35, 0, 1]] = 0.0
     assert sides_of(Bias(grid, (200.0, 25.0))) == (200.0, 355.0)
-    assert is_above([10, 130, -10, 359], (0.0, 125.0)).tolist() == [True, False, False, False]
+    assert is_between(np.array([10, 130, -10, 359]), (0.0, 125.0)).tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("lag", [20, 60])
 def test_shares_over_the_barrier_are_those_of_the_exact_chain(lag: int) -> None:
     pi, t = chain()
     phi = angles_of(np.arange(N))[:, 0]
-    joint, above = pi[:, None] * np.linalg.matrix_power(t, lag), is_above(phi, (0.0, 140.0))
+    joint, above = pi[:, None] * np.linalg.matrix_power(t, lag), is_between(phi, (0.0, 140.0))
     data = walked(8000)
     path, begin, end, weight = on_the_ridge(data, bias(), lag)
     assert set(np.abs(end - begin).tolist()) == {lag}
     starts, ends = (data.paths[path, at, 0] for at in (begin, end))
-    first, last = (is_above(each, (0.0, 140.0)) for each in (starts, ends))
+    first, last = (is_between(each, (0.0, 140.0)) for each in (starts, ends))
     for side in (False, True):
         exact = joint[above == side][:, above != side].sum()
         assert weight[(first == side) & (last != side)].sum() == pytest.approx(exact, rel=0.2)
@@ -238,9 +224,8 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 def md(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two segments that shake in one well, a third that goes over the barrier."""
     folder = tmp_path_factory.mktemp("md")
-    start = mdtraj.load_pdb(str(MD / "ace-ala-nme.pdb")).xyz[0].astype(float)
     for number in range(2):
-        shaken = start + 0.002 * np.random.default_rng(number).standard_normal((31, 22, 3))
+        shaken = start() + 0.002 * np.random.default_rng(number).standard_normal((31, 22, 3))
         write_record(
             folder / f"segment-{number:03d}.npz", Record(shaken.astype(np.float32), 0.2, (), 2.1, 800)
         )
@@ -268,7 +253,7 @@ def packed(md: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
 def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed) -> None:
     before = recipes.pack(SMALL, [md], [], ["segment-001"])
     x = read_segments(md)[2].positions.astype(float)
-    above = is_above(measured(x, QUADRUPLES)[:, 0], (0.0, 125.0))
+    above = is_between(measured(x, QUADRUPLES)[:, 0], (0.0, 125.0))
     n_over = int((above[:-5] != above[5:]).sum())
     assert before.over is None and n_over >= 5
     assert (len(before.training), len(packed.training)) == (26 + 16, 26 + 16 - n_over)

@@ -120,9 +120,14 @@ class Sides(nn.Module):
 
     def of(self, positions: Tensor) -> Tensor:
         """(batch,) int64, 0 or 1: the side on which structures are."""
-        low, high = self.between
-        angle = torch.rad2deg(self.torsions(positions)[:, 0])
-        return ((angle - low) % 360.0 < (high - low) % 360.0).long()
+        above: Tensor = is_between(torch.rad2deg(self.torsions(positions)[:, 0]), self.between)
+        return above.long()
+
+
+def is_between(angle: Any, between: tuple[float, float]) -> Any:
+    """Whether angles (degrees, an array or a tensor) are on the way up from the first limit to the second."""
+    low, high = between
+    return (angle - low) % 360.0 < (high - low) % 360.0
 
 
 def torsions(positions: Tensor, quadruples: Tensor | Sequence[Quadruple]) -> Tensor:

@@ -147,6 +147,10 @@ class Bias:
         away = (np.asarray(angle, dtype=np.float64) - center + 180.0) % 360.0 - 180.0
         return np.asarray(np.abs(away) <= width)
 
+    def ridge_weight(self, angles: Array, kt: float) -> Array:
+        """exp(-V / kT) of angles (..., 2) in degrees on the ridge, 0 beside it; kt in kJ/mol."""
+        return np.where(self.on_ridge(angles[..., 0]), np.exp(-self.at(angles) / kt), 0.0)
+
     def at(self, angles: Array) -> Array:
         """(...,) kJ/mol of angles (..., 2) in degrees, linear between the points of the grid."""
         grid, n = self.kj_mol, len(self.kj_mol)
@@ -159,3 +163,16 @@ class Bias:
             (1 - a) * ((1 - b) * grid[i, j] + b * grid[i, m])
             + a * ((1 - b) * grid[k, j] + b * grid[k, m])
         )  # fmt: skip
+
+
+def read_flattened(folder: Path, names: Sequence[str] = ("flat-*",)) -> tuple[list[Block], Bias]:
+    """Blocks of a folder, see `read_blocks`, and the bias that its walkers felt.
+
+    Raises
+    ------
+    StructureError : blocks or bias cannot be read, or do not belong together.
+    """
+    blocks, bias = read_blocks(folder, names), Bias.read(folder)
+    if bias.sha256 != blocks[0].bias_sha256:
+        raise StructureError(f"the blocks in {folder} were made with another bias than the one there")
+    return blocks, bias

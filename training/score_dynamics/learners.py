@@ -98,7 +98,7 @@ class Learner(ABC):
         if self.start_from is None:
             return None
         model = self.packed().build()
-        model.load_state_dict(load_file(self.start_from), strict=True)
+        model.load_state_dict(load_file(self.start_from))
         return self.loss(model, held_out)
 
     def config(self, **more: Any) -> dict[str, Any]:

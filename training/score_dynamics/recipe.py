@@ -119,14 +119,15 @@ def pack(
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
-    more: dict[str, Any] = {}
+    segments = {part: list(dict.fromkeys(s.name for s in these)) for part, these in parts.items()}
+    over = head = None
     told: dict[str, Any] = {}
-    names: dict[str, list[str]] = {}
     if releases is not None:
         lengths = [len(s.positions) for s in parts["training"]]
         is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
-        training, over, head, sides, blocks = gathered(training, is_plain, mol, recipe.frame(mol), *releases)
-        more, names = {"over": over, "head": head}, {"releases": blocks}
+        training, over, head, sides, segments["releases"] = gathered(
+            training, is_plain, mol, recipe.frame(mol), *releases
+        )
         told = {"sides": sides.to_json(), "architecture": {**recipe.architecture, "n_labels": 2}}
     common: dict[str, Any] = {
         "name": recipe.name,
@@ -147,11 +148,9 @@ def pack(
         training=training,
         validation=transitions(parts["validation"], mol.sites, recipe.lag_time),
         noise=recipe.noise,
-        segments={
-            **{part: list(dict.fromkeys(s.name for s in segments)) for part, segments in parts.items()},
-            **names,
-        },
-        **more,
+        segments=segments,
+        over=over,
+        head=head,
     )
 
 

@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from training.loop import LoopConfig, learning_rate
-from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.releases import Bias, read_flattened
 from training.reference_md.walks import Walks, counted, walks
 from training.score_dynamics.transitions import HeadData, OverPairs, Transitions
 from zoo.analysis.dihedrals import choose_dihedrals
 from zoo.errors import StructureError
 from zoo.molecules.molecule import Molecule, handedness
 from zoo.molecules.rigid import body_frames, centred
-from zoo.sides import Quadruple, Sides, SidesConfig, torsions
+from zoo.sides import Quadruple, Sides, SidesConfig, is_between, torsions
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -58,19 +58,13 @@ def sides_of(bias: Bias) -> tuple[float, float]:
     return bias.ridge[0], float(0.5 * (angle[first] + angle[last]))
 
 
-def is_above(angle: npt.ArrayLike, between: tuple[float, float]) -> BoolArray:
-    """Whether first torsions (degrees) are on side 1."""
-    low, high = between
-    return np.asarray((np.asarray(angle) - low) % 360.0 < (high - low) % 360.0)
-
-
 def on_the_ridge(data: Walks, bias: Bias, lag: int) -> tuple[IntArray, IntArray, IntArray, Array]:
     """Pairs among released paths that contain the release: path, first and last frame, weight, (n,) each.
 
     Weights are shares of all pairs of equilibrium, ``lag`` frames apart, each of which begins anywhere.
     """
     middle = data.paths.shape[1] // 2
-    on_ridge = np.where(bias.on_ridge(data.paths[..., 0]), np.exp(-bias.at(data.paths) / data.kt), 0.0)
+    on_ridge = bias.ridge_weight(data.paths, data.kt)
     top = float(data.bias.max())  # exp(V / kT) is large
     total = np.exp(data.bias - top).sum()
     rows: list[tuple[int, int, int]] = []
@@ -106,9 +100,7 @@ def gathered(
     StructureError : there are no such blocks; they are of another molecule or bias, too short for the lag,
         or go nowhere; or no plain MD begins on one of the sides.
     """
-    blocks, bias = read_blocks(folder, names), Bias.read(folder)
-    if bias.sha256 != blocks[0].bias_sha256:
-        raise StructureError(f"the blocks in {folder} were made with another bias than the one there")
+    blocks, bias = read_flattened(folder, names)
     if blocks[0].paths.shape[2] != molecule.n_atoms:
         raise StructureError(
             f"the released MD in {folder} is of {blocks[0].paths.shape[2]} atoms, the molecule has "
@@ -129,7 +121,7 @@ def gathered(
     between = sides_of(bias)
     angles = torch.rad2deg(torsions(data.frames.double(), quadruples)).numpy()
     first = data.origins.numpy()
-    begins, ends = (is_above(angles[at, 0], between) for at in (first, first + lag))
+    begins, ends = (is_between(angles[at, 0], between) for at in (first, first + lag))
     plain = is_plain[first]
     touches = np.zeros(len(first), dtype=bool)
     for step in range(lag + 1):
@@ -137,8 +129,8 @@ def gathered(
     over = plain & touches & (begins != ends)
 
     path, begin, end, weight = on_the_ridge(walk, bias, lag)
-    x0, x1 = (is_above(walk.paths[path, at, 0], between) for at in (begin, end))
-    population = np.bincount(is_above(walk.visited[:, 0], between), np.exp(walk.bias - walk.bias.max()), 2)
+    x0, x1 = (is_between(walk.paths[path, at, 0], between) for at in (begin, end))
+    population = np.bincount(is_between(walk.visited[:, 0], between), np.exp(walk.bias - walk.bias.max()), 2)
     population = population / population.sum()
     away = plain & ~touches
     n_away = np.bincount(begins[away], minlength=2)
@@ -205,7 +197,7 @@ def learn_sides(config: SidesConfig, data: HeadData, seed: int = 0) -> Sides:
         sides = Sides(config)
     schedule = LoopConfig(n_steps=N_STEPS, learning_rate=RATE, warmup=min(100, N_STEPS), final_fraction=1e-3)
     optimizer = torch.optim.Adam(sides.parameters(), lr=RATE)
-    above = torch.from_numpy(is_above(torch.rad2deg(data.angles[:, 0]).numpy(), config.between))
+    above = torch.from_numpy(is_between(torch.rad2deg(data.angles[:, 0]).numpy(), config.between))
     parts = []
     for rows in (above == data.above.bool(), above != data.above.bool()):
         index = torch.nonzero(rows)[:, 0].numpy()

@@ -21,7 +21,7 @@ from typing import Any
 from training.benchmarks.barriers.crossings import Key, estimates
 from training.benchmarks.kinetics.__main__ import interval, shown
 from training.metrics import is_current, record
-from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.releases import read_flattened
 from training.reference_md.walks import walks
 from zoo.analysis.basins import alanine_basins
 from zoo.analysis.bootstrap import Estimate
@@ -120,16 +120,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
-    blocks = read_blocks(args.releases, args.blocks)
+    blocks, bias = read_flattened(args.releases, args.blocks)
     known = sorted(trained_on(args.checkpoint) & {b.name[: len("flat-00")] for b in blocks})
     if known:
         raise ZooError(
             f"{model.name} was trained on blocks of the walkers {', '.join(known)}: choose those of others "
             "with --blocks"
         )
-    bias = Bias.read(args.releases)
-    if bias.sha256 != blocks[0].bias_sha256:
-        raise ZooError(f"the blocks in {args.releases} were made with another bias than the one there")
     chosen = choose_dihedrals(model.molecule, None)
     if not chosen.alanine_like:
         raise ZooError(

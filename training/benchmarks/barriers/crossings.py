@@ -81,7 +81,7 @@ def crossings(data: Walks, bias: Bias, groups: IntArray, stride: int = 1) -> Cro
     middle = n_frames // 2
     if not 1 <= stride <= max(middle, 1):
         raise StructureError(f"the released paths are too short to look at every {stride} frames of them")
-    boost = np.where(bias.on_ridge(data.paths[..., 0]), np.exp(-bias.at(data.paths) / data.kt), 0.0)
+    boost = bias.ridge_weight(data.paths, data.kt)
     # exp(-V_s / kT) by the same interpolation as at the release, so that its error cancels
     at_release = np.exp(-data.released)
     share, lost = np.zeros(n), np.zeros(n, dtype=bool)
