@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,9 +23,12 @@ from training.first_card import write_first_card
 from training.lattices import Sample
 from training.loop import LOG, LoopConfig, train
 from training.metrics import record
+from zoo.backbones.mace_file import Part, read_mace_file
+from zoo.backbones.mace_foundation import config_like, start_from
 from zoo.backbones.mace_network import MaceNetwork
 from zoo.checkpoint import save
 from zoo.denoiser import BACKBONES, DenoiserConfig
+from zoo.errors import ZooError
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,40 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="threads; the result does not depend on it")
     parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
+    if recipe.backbone == "mace":
+        parser.add_argument(
+            "--mace-model", type=Path, metavar="FILE",
+            help="start from the weights, and with the architecture, of a MACE model of energies and forces, "
+            "such as MACE-MP-0 medium; nothing in the file is run",
+        )  # fmt: skip
+        parser.add_argument(
+            "--elements", nargs="+", default=[], metavar="SYMBOL",
+            help="average the MACE model's weights over these elements only (default: all that it knows)",
+        )  # fmt: skip
     args = parser.parse_args(argv)
+    try:
+        return _run(recipe, args, parser.prog)
+    except (ZooError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(recipe: DenoiserRecipe, args: argparse.Namespace, prog: str) -> int:
     state = args.state or args.out.with_name(args.out.name + "-training")
     torch.set_num_threads(1)  # parallel over structures instead, see training.loop
     config_type, network_type = BACKBONES[recipe.backbone]
     architecture, data = config_type(**recipe.architecture), recipe.data
+    start = _start(args)
+    told, words = (start.told, start.words) if start else ({}, [])
+    if start is not None:
+        architecture = config_like(start.model, architecture.cutoff)
     loop = LoopConfig(**{**asdict(recipe.loop), "n_steps": args.steps, "seed": args.seed})
     last = min(loop.n_steps, recipe.release_step or loop.n_steps)
     torch.manual_seed(args.seed)
     network = network_type(architecture)
+    if start is not None:
+        assert isinstance(network, MaceNetwork)
+        start_from(network, start.model, start.elements)
     n_parameters = sum(p.numel() for p in network.parameters())
     model = network
     if recipe.naming:
@@ -100,7 +131,7 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
             model, batch_maker(data, architecture.cutoff, recipe.draw),
             denoising_losses(data, architecture.cutoff), loop, state, workers=args.workers, report=report,
             stop_after=min(args.stop_after or last, last),
-            settings={"naming": str(recipe.naming)} if recipe.naming else None,
+            settings={**({"naming": str(recipe.naming)} if recipe.naming else {}), **told},
         )  # fmt: skip
     if args.stop_after is not None and args.stop_after < last:
         console.print(f"stopped after step {args.stop_after} as asked; run again to continue")
@@ -127,12 +158,38 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
         "final_loss": sum(r["loss"] for r in rows[-10:]) / len(rows[-10:]),
     }
     record(
-        args.out, "training", [result], command=f"{parser.prog} --seed {args.seed}", seed=args.seed,
+        args.out, "training", [result], seed=args.seed,
+        command=" ".join([prog, "--seed", str(args.seed), *words]),
         extra={
             "loop": asdict(loop), "data": asdict(data), "mix": dict(recipe.mix),
-            **({"naming": recipe.naming} if recipe.naming else {}),
+            **({"naming": recipe.naming} if recipe.naming else {}), **told,
         },
     )  # fmt: skip
     write_first_card(args.out)
     console.print(f"wrote {args.out} after {(time.perf_counter() - started) / 60:.1f} minutes in this run")
     return 0
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A MACE model to start from, atomic numbers to average over; what to record, words of the command."""
+
+    model: Part
+    elements: list[int]
+    told: dict[str, str]
+    words: list[str]
+
+
+def _start(args: argparse.Namespace) -> _Start | None:
+    file, symbols = getattr(args, "mace_model", None), getattr(args, "elements", [])
+    if file is None:
+        if symbols:
+            raise ZooError("--elements is of the MACE model to start from: --mace-model FILE")
+        return None
+    unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
+    if unknown:
+        raise ZooError(f"--elements: no element {', '.join(unknown)}")
+    model = read_mace_file(file)
+    told = {"mace_model": hashlib.sha256(file.read_bytes()).hexdigest(), "mace_elements": " ".join(symbols)}
+    words = ["--mace-model", file.name, *(["--elements", *symbols] if symbols else [])]
+    return _Start(model, [atomic_numbers[symbol] for symbol in symbols], told, words)

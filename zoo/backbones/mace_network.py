@@ -39,7 +39,10 @@ class MaceConfig:
     n_channels : copies of each scalar and vector feature.
     l_max : largest degree of the spherical harmonics of edges and of messages.
     correlation : messages multiplied with one another; bodies seen by a layer less one.
-    radial_width : hidden units of the network that makes an edge's weights from its length.
+    radial_width, radial_layers : hidden units, and layers of them, of the network that makes an edge's
+        weights from its length.
+    envelope : power of the polynomial that ends the radial functions at the cutoff, as in MACE (DimeNet's
+        p); 0 is (1 - x^2)^2, which is what zoo's checkpoints have.
     """
 
     cutoff: float = 1.65
@@ -49,6 +52,8 @@ class MaceConfig:
     l_max: int = 2
     correlation: int = 2
     radial_width: int = 32
+    radial_layers: int = 1
+    envelope: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for arguments that no network can have."""
@@ -61,6 +66,8 @@ class MaceConfig:
             ("l_max", 1, 4),
             ("correlation", 1, 3),
             ("radial_width", 1, 1024),
+            ("radial_layers", 1, 8),
+            ("envelope", 0, 16),
         ):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -109,7 +116,7 @@ class MaceNetwork(nn.Module):
                         target_irreps=messages,
                         hidden_irreps=hidden,
                         avg_num_neighbors=TYPICAL_NEIGHBORS,
-                        radial_MLP=[config.radial_width],
+                        radial_MLP=[config.radial_width] * config.radial_layers,
                     )
                 )
                 self.products.append(
@@ -175,7 +182,7 @@ class MaceNetwork(nn.Module):
         x = r / self.cutoff
         # The Bessel basis of DimeNet (Gasteiger et al., ICLR 2020); value and slope vanish at the cutoff.
         waves = torch.arange(1, self.config.n_radial + 1, dtype=r.dtype) * math.pi
-        radial = torch.sin(waves * x) / r * (1 - x.clamp(max=1.0).square()).square()
+        radial = torch.sin(waves * x) / r * _envelope(x.clamp(max=1.0), self.config.envelope)
         if graph.species is None:
             same = torch.ones_like(r)
         else:
@@ -208,6 +215,13 @@ class MaceNetwork(nn.Module):
         vectors = h[:, c:].unflatten(1, (c, 3)).transpose(1, 2)
         out: Tensor = self.out(vectors * self.read(tame(h[:, :c]))[:, None])
         return out.squeeze(-1)
+
+
+def _envelope(x: Tensor, p: int) -> Tensor:
+    if p == 0:
+        return (1 - x.square()).square()
+    a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
+    return 1 - a * x**p + b * x ** (p + 1) - c * x ** (p + 2)
 
 
 def _only_parameters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
