@@ -48,6 +48,7 @@ class FakeDynamics:
     def __init__(self, bad: dict[tuple[int, int, int], str] | None = None, **changes: Any) -> None:
         self.molecule = fluorobutane()
         self.lag_time = 2.0
+        self.metrics: dict[str, Any] = {}
         self.checkpoint_id = "sd-fake@1.0.0"
         self.weights_sha256 = "0" * 64
         self.batch_slots = 4

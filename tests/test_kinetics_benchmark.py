@@ -122,6 +122,22 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     assert "second rollout:" in capsys.readouterr().out
 
 
+def test_segments_that_were_trained_on_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of an earlier training count, whose weights the last one started from, and those for validation."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CG, folder)
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["sections"]["training"]["segments"] = {"training": ["segment-010"], "held_out": ["segment-001"]}
+    metrics["sections"]["training"]["earlier"] = [{"segments": {"validation": ["segment-000"]}}]
+    path.write_text(json.dumps(metrics))
+    data = md_of(ScoreDynamics.from_pretrained(str(folder)), tmp_path / "md")
+    assert main([str(folder), "--data", str(data), "--segments", "segment-000", "segment-001"]) == 1
+    assert "was trained on segment-000: leave them out" in capsys.readouterr().err
+
+
 def test_missing_segments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(CG), "--data", str(tmp_path), "--segments", "segment-009"]) == 1
     error = capsys.readouterr().err

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmarks.barriers.crossings import Key, estimates
+from training.benchmarks.held_out import trained_on
 from training.benchmarks.kinetics.__main__ import interval, shown
 from training.metrics import is_current, record
 from training.reference_md.releases import read_flattened
@@ -85,14 +86,6 @@ def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
     return {(row["kind"], row["name"]): row for row in sections["kinetics"]["results"]}
 
 
-def trained_on(folder: Path) -> set[str]:
-    """Walkers ("flat-00") of which blocks are among the training data of a checkpoint, by its metrics."""
-    training = read_metrics(folder).get("sections", {}).get("training", {})
-    parts = [each.get("segments", {}) for each in (training, *training.get("earlier", []))]
-    names = [name for part in parts for key in ("training", "releases") for name in part.get(key, [])]
-    return {name[: len("flat-00")] for name in names if name.startswith("flat-")}
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.barriers",
@@ -121,7 +114,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     blocks, bias = read_flattened(args.releases, args.blocks)
-    known = sorted(trained_on(args.checkpoint) & {b.name[: len("flat-00")] for b in blocks})
+    # Blocks of one walker follow one another, so a walker is known whole.
+    trained = {name[: len("flat-00")] for name in trained_on(model)}
+    known = sorted(trained & {b.name[: len("flat-00")] for b in blocks})
     if known:
         raise ZooError(
             f"{model.name} was trained on blocks of the walkers {', '.join(known)}: choose those of others "

@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.benchmarks.held_out import held_out_segments
 from training.metrics import record
-from training.reference_md.segments import Segment, read_segments
+from training.reference_md.segments import Segment
 from zoo.analysis.evaluation import Evaluation, Quantity, evaluate
 from zoo.errors import ZooError
 from zoo.evaluate_command import start_frames
@@ -179,10 +180,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
-    segments = [s for f in args.data for s in read_segments(f) if s.name in args.segments]
-    missing = sorted(set(args.segments) - {s.name for s in segments})
-    if missing:
-        raise ZooError(f"no segment {', '.join(missing)} in {', '.join(map(str, args.data))}")
+    segments = held_out_segments(model, args.data, args.segments)
     md = thinned(segments, model.molecule.sites, model.lag_time)
     start = start_frames(model, md, args.walkers)
     settings: dict[str, Any] = {"markov_lag_ps": args.markov_lag, "seed": args.seed}

@@ -28,8 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.benchmarks.held_out import held_out_segments
 from training.metrics import record
-from training.reference_md.segments import Segment, read_segments
+from training.reference_md.segments import Segment
 from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
 from zoo.analysis.ramachandran import backbone_torsions
 from zoo.errors import ZooError
@@ -151,10 +152,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
-    segments = [s for f in args.data for s in read_segments(f) if s.name in args.segments]
-    missing = sorted(set(args.segments) - {s.name for s in segments})
-    if missing:
-        raise ZooError(f"no segment {', '.join(missing)} in {', '.join(map(str, args.data))}")
+    segments = held_out_segments(model, args.data, args.segments)
     times = whole_steps(model.lag_time)
     if not times:
         raise ZooError(f"{model.name} takes {model.lag_time:g} ps at once, no divisor of any of {TIMES} ps")
