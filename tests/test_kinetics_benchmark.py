@@ -125,7 +125,7 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
 def test_segments_that_were_trained_on_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of an earlier training count, whose weights the last one started from, and those for validation."""
+    """Those of an earlier training count, whose weights the last one began with, and those for validation."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(CG, folder)
     path = folder / "metrics.json"

@@ -292,6 +292,7 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     finish(model, packed.training, packed.validation)
     if packed.head is not None:
         config = SidesConfig.from_json(packed.config["sides"], packed.n_sites)
+        print("learning on which side of the barrier steps end: some minutes", flush=True)
         model.sides = learn_sides(config, packed.head, args.seed)
     save(args.out, packed.config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
