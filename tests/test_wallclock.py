@@ -67,8 +67,8 @@ def test_what_is_not_faster_never_breaks_even() -> None:
     assert break_even(3.0, 3.0, 1.0) is None
 
 
-def folder_with_training(folder: Path) -> Path:
-    result = {"minutes": 10.0, "n_pairs": 50000}
+def folder_with_training(folder: Path, **more: float) -> Path:
+    result = {"minutes": 10.0, "n_pairs": 50000, **more}
     (folder / "metrics.json").write_text(
         json.dumps({"format": 1, "checkpoint": "x", "sections": {"training": {"results": [result]}}})
     )
@@ -81,6 +81,11 @@ def test_the_md_trained_on_counts_too(tmp_path: Path) -> None:
     md = statistics.median(SPEEDS["md all"])
     assert found["break_even_ns"] == pytest.approx(break_even(500.0, md, 600.0))
     assert found["break_even_with_md_ns"] == pytest.approx(break_even(500.0, md, 600.0 + 10000 / md))
+
+
+def test_md_over_a_barrier_counts_with_it(tmp_path: Path) -> None:
+    found = costs(folder_with_training(tmp_path, released_md_ns=2.5), summary(measured()))
+    assert found["training_md_ns"] == pytest.approx(12.5)
 
 
 def test_without_a_record_of_training_there_are_no_costs(tmp_path: Path) -> None:

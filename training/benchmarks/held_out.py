@@ -30,5 +30,6 @@ def held_out_segments(model: ScoreDynamics, folders: Sequence[Path], names: Sequ
         raise ZooError(f"no segment {', '.join(missing)} in {', '.join(map(str, folders))}")
     known = sorted(trained_on(model) & set(names))
     if known:
-        raise ZooError(f"{model.name} was trained on {', '.join(known)}: leave them out of --segments")
+        these = ", ".join(known)
+        raise ZooError(f"{model.name} was trained on segments of these names: {these}; leave them out")
     return segments

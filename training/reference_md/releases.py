@@ -176,3 +176,8 @@ def read_flattened(folder: Path, names: Sequence[str] = ("flat-*",)) -> tuple[li
     if bias.sha256 != blocks[0].bias_sha256:
         raise StructureError(f"the blocks in {folder} were made with another bias than the one there")
     return blocks, bias
+
+
+def simulated_ps(blocks: Sequence[Block]) -> float:
+    """MD behind blocks, ps: what walkers went and what they released, without the time that the bias took."""
+    return float(sum(len(b.visited) * b.every + len(b.paths) * (b.paths.shape[1] - 1) * b.dt for b in blocks))

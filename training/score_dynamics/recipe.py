@@ -20,6 +20,7 @@ import torch
 from training.first_card import write_first_card
 from training.loop import LOG
 from training.metrics import record
+from training.reference_md.releases import read_flattened, simulated_ps
 from training.reference_md.segments import Segment, read_segments
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
@@ -296,6 +297,8 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         model.sides = learn_sides(config, packed.head, args.seed)
     save(args.out, packed.config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
+    if releases is not None:
+        result["released_md_ns"] = round(simulated_ps(read_flattened(*releases)[0]) / 1000, 3)
     before = earlier(args.start_from)
     result["minutes_in_all"] = round(result["minutes"] + sum(each["minutes"] for each in before), 1)
     result["samples_in_all"] = sum(each["n_steps"] * each["samples_per_step"] for each in [*before, result])

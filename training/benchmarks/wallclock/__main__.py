@@ -155,7 +155,7 @@ def costs(folder: str | Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     speed = max(row["ps_per_second"] for row in rows if row["kind"] == "all")
     minutes = result.get("minutes_in_all", result["minutes"])
     seconds = 60.0 * minutes
-    data_ps = FRAME_PS * result["n_pairs"]
+    data_ps = FRAME_PS * result["n_pairs"] + 1000 * result.get("released_md_ns", 0.0)
     return {
         "training_minutes": minutes,
         "training_md_ns": data_ps / 1000,
