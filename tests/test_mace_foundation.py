@@ -19,7 +19,7 @@ from training import denoiser_binaries
 from zoo.backbones.mace_file import Part, read_mace_file
 from zoo.backbones.mace_foundation import config_like, start_from
 from zoo.backbones.mace_network import MaceConfig, MaceNetwork
-from zoo.denoiser import Denoiser
+from zoo.denoiser import Denoiser, DenoiserConfig
 from zoo.errors import CheckpointError
 from zoo.graph import neighbor_graph
 from zoo.mace_import import import_mace
@@ -96,6 +96,18 @@ def test_scalars_of_one_element_are_those_of_the_model(written: tuple[torch.nn.M
     torch.testing.assert_close(ours[0], theirs[:, :16], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours[1][:, :4], theirs[:, 16:], atol=1e-4, rtol=1e-4)
     assert theirs[:, 16:].std() > 0.01
+
+
+def test_configs_from_before_these_architectures_mean_what_they_meant() -> None:
+    """What came later is left out at its default, and not asked for."""
+    old = Denoiser.from_pretrained("denoiser-binaries")
+    assert not MaceConfig.LATER & set(old.config.architecture)
+    assert MaceConfig(**old.config.architecture).to_dict() == old.config.architecture
+    assert MaceConfig(envelope=5).to_dict()["envelope"] == 5
+    lacking = {k: v for k, v in old.config.to_dict().items() if k != "architecture"}
+    lacking["architecture"] = {k: v for k, v in old.config.architecture.items() if k != "n_radial"}
+    with pytest.raises(CheckpointError, match="architecture lacks n_radial;"):
+        DenoiserConfig.from_dict(lacking)
 
 
 def test_elements_are_averaged_and_unknown_ones_refused(written: tuple[torch.nn.Module, Path]) -> None:

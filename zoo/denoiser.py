@@ -142,7 +142,9 @@ class DenoiserConfig:
             raise CheckpointError(f"unknown backbone {config.backbone!r} in config.json: upgrade score-zoo")
         if config.scale != "atomic-volume":
             raise CheckpointError(f"unknown scale rule {config.scale!r} in config.json: upgrade score-zoo")
-        unset = sorted({f.name for f in fields(BACKBONES[config.backbone][0])} - set(config.architecture))
+        arguments = BACKBONES[config.backbone][0]
+        later: frozenset[str] = getattr(arguments, "LATER", frozenset())
+        unset = sorted({f.name for f in fields(arguments)} - later - set(config.architecture))
         if unset:
             raise CheckpointError(
                 f"config.json: architecture lacks {', '.join(unset)}; fetch the checkpoint again"

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class MaceConfig:
     radial_layers: int = 1
     envelope: int = 0
 
+    #: Checkpoints made before these existed lack them and mean the defaults, which never change.
+    LATER: ClassVar[frozenset[str]] = frozenset({"radial_layers", "envelope"})
+
     def __post_init__(self) -> None:
         """Raises ValueError for arguments that no network can have."""
         if not (isinstance(self.cutoff, int | float) and 0 < self.cutoff < math.inf):
@@ -74,7 +77,9 @@ class MaceConfig:
                 raise ValueError(f"{key} is {value!r}, it must be a whole number from {low} to {high}")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The JSON form; what came later is left out at its default, so that older releases can read it."""
+        later = {f.name: f.default for f in fields(self) if f.name in self.LATER}
+        return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
 
 
 class MaceNetwork(nn.Module):
