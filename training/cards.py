@@ -38,9 +38,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from training.command_line import command_line
 from zoo import registry
 from zoo.checkpoint import CARD, read_config, read_metrics, write_text
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -244,6 +245,7 @@ def _model_index(
     return "\n".join(out)
 
 
+@command_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the card of a checkpoint and the README; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.cards", description=main.__doc__)
@@ -252,18 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="write nothing; fail if something is out of date"
     )
     options = parser.parse_args(arguments)
-    try:
-        folder = registry.bundled_folder(registry.find(options.name))
-        stale = []
-        for path, text in ((folder / CARD, card(options.name)), (ROOT / "README.md", readme())):
-            if path.is_file() and path.read_text(encoding="utf-8") == text:
-                continue
-            stale.append(path)
-            if not options.check:
-                write_text(path, text)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    folder = registry.bundled_folder(registry.find(options.name))
+    stale = []
+    for path, text in ((folder / CARD, card(options.name)), (ROOT / "README.md", readme())):
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path)
+        if not options.check:
+            write_text(path, text)
     for path in stale:
         print(f"{'out of date' if options.check else 'wrote'}: {path.relative_to(ROOT)}")
     return 1 if stale and options.check else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from ase.data import atomic_numbers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from training.command_line import command_line
 from training.denoising import DenoisingConfig, Naming, batch_maker, denoising_losses
 from training.first_card import write_first_card
 from training.lattices import Sample
@@ -54,6 +54,7 @@ class DenoiserRecipe:
     naming: float = 0.0
 
 
+@command_line("stopped; the same command continues from the last save", also=(ValueError,))
 def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -81,11 +82,7 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
             help="average the MACE model's weights over these elements only (default: all that it knows)",
         )  # fmt: skip
     args = parser.parse_args(argv)
-    try:
-        return _run(recipe, args, parser.prog)
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(recipe, args, parser.prog)
 
 
 def _run(recipe: DenoiserRecipe, args: argparse.Namespace, prog: str) -> int:

@@ -37,6 +37,7 @@ from rich.table import Table
 from torch import nn
 
 from training import lattices
+from training.command_line import command_line
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
 from training.finished import REPORTS, finish, workplace
 from training.first_card import write_first_card
@@ -133,19 +134,10 @@ def mixed(
     return one
 
 
+@command_line("interrupted: the same command continues, from a minute ago at most")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        return run(args, Console())
-    except ZooError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted: the same command continues, from a minute ago at most",
-            file=sys.stderr,
-        )
-        return 130
+    return run(args, Console())
 
 
 def _parser() -> argparse.ArgumentParser:

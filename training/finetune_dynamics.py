@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from training.command_line import command_line
 from training.finished import REPORTS, finish, workplace
 from training.first_card import write_first_card
 from training.loop import LOG, PRECISIONS, LoopConfig
@@ -52,20 +53,11 @@ from zoo.rollout import roll_out
 from zoo.score_dynamics import ScoreDynamics
 
 
+@command_line("interrupted: the same command continues, from two minutes ago at most", also=(ValueError,))
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        return run(args, Console())
-    except (ZooError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted: the same command continues, from two minutes ago at most",
-            file=sys.stderr,
-        )
-        return 130
+    return run(args, Console())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.command_line import command_line
 from zoo.checkpoint import CARD, read_config, read_metrics, write_text
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError
 
 LICENSE = "mit"
 
@@ -106,6 +107,7 @@ def write_first_card(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.first_card",
@@ -113,11 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path)
-    try:
-        print(f"wrote {write_first_card(parser.parse_args(argv).folder)}")
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"wrote {write_first_card(parser.parse_args(argv).folder)}")
     return 0
 
 

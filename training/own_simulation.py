@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.command_line import command_line
 from training.reference_md.segments import (
     FRAME_INTERVAL,
     NM,
@@ -309,6 +310,7 @@ def with_ase(
     return path
 
 
+@command_line("stopped; the same command continues where it was saved last")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.own_simulation",
@@ -323,16 +325,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="file that the calculator is made of")
     parser.add_argument("--threads", type=int, default=1, help="of OpenMM (default %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        simulate(
-            args.start, args.output, args.length, args.force_field, args.calculator, args.model, args.threads
-        )
-    except ZooError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was saved last", file=sys.stderr)
-        return 130
+    simulate(
+        args.start, args.output, args.length, args.force_field, args.calculator, args.model, args.threads
+    )
     return 0
 
 

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.command_line import command_line
 from zoo import registry
 from zoo.checkpoint import load, to_json, write_text
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError
 
 
 def pin(name: str, registry_file: Path | None = None, *, commit: str | None = None) -> str:
@@ -56,17 +57,14 @@ def pin(name: str, registry_file: Path | None = None, *, commit: str | None = No
     return str(config["weights_sha256"])
 
 
+@command_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pin the weights of one checkpoint; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.pin", description=main.__doc__)
     parser.add_argument("name", help="a checkpoint of the registry")
     parser.add_argument("--commit", help="of the Hub, once it is published")
     options = parser.parse_args(arguments)
-    try:
-        print(pin(options.name, commit=options.commit))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(pin(options.name, commit=options.commit))
     return 0
 
 

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from training import lattices, polymorph_structures
+from training.command_line import command_line
 from training.first_card import write_first_card
 from training.metrics import carry, record
 from training.polymorphs import ICE, POLYMORPHS, SILICA
@@ -37,7 +38,7 @@ from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.analysis.orderings import HOSTS
 from zoo.checkpoint import save
 from zoo.denoiser import Denoiser
-from zoo.errors import CheckpointError, StructureError, ZooError
+from zoo.errors import CheckpointError, StructureError
 from zoo.graph import neighbor_graph
 from zoo.scale import length_scale
 from zoo.verdict import LONGEST_REACH, VerdictConfig, VerdictHead, averaging, head_features
@@ -276,6 +277,7 @@ def calibration_error(confidence: Array, right: npt.NDArray[np.bool_], bins: int
     return float(total)
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.verdict",
@@ -296,11 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.structures < 10 or args.workers < 1 or not 0 <= (args.reach or 0) <= LONGEST_REACH:
         parser.error(f"at least 10 structures and one worker, and a reach from 0 to {LONGEST_REACH}")
-    try:
-        return run(args, Console())
-    except ZooError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return run(args, Console())
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

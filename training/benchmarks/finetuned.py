@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from training.benchmarks.dc3.materials import MATERIALS
+from training.command_line import command_line
 from training.first_card import write_first_card
 from training.metrics import record
 from zoo.analysis.crystals import STRUCTURES, structure_types
 from zoo.demo import snapshot
 from zoo.denoiser import Denoiser
-from zoo.errors import ZooError
 from zoo.structures import read_frames
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "data" / "md"
@@ -41,6 +41,7 @@ def right(atoms: Atoms, structure: str) -> float:
     return float(np.mean(structure_types(atoms) == STRUCTURES.index(structure)))
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.finetuned",
@@ -50,34 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the fine-tuned checkpoint")
     parser.add_argument("--record", action="store_true", help="into its metrics.json and its card")
     args = parser.parse_args(argv)
-    try:
-        denoiser = Denoiser.from_pretrained(args.folder)
-        rows = []
-        for key in KEYS:
-            structure, atoms = MATERIALS[key].structure, atoms_of(key)
-            after = denoiser.denoise(atoms)
-            rows.append(
-                {
-                    "material": key,
-                    "structure": structure,
-                    "atoms": len(atoms),
-                    "raw": right(atoms, structure),
-                    "denoised": right(after, structure),
-                }
-            )
-        table = Table(box=None, pad_edge=False)
-        for column in rows[0]:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*(f"{v:.2%}" if isinstance(v, float) else str(v) for v in row.values()))
-        Console().print(table)
-        if args.record:
-            command = f"python -m training.benchmarks.finetuned {args.folder.name} --record"
-            record(args.folder, "old lattices at melting", rows, command=command, seed=None)
-            write_first_card(args.folder)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    denoiser = Denoiser.from_pretrained(args.folder)
+    rows = []
+    for key in KEYS:
+        structure, atoms = MATERIALS[key].structure, atoms_of(key)
+        after = denoiser.denoise(atoms)
+        rows.append(
+            {
+                "material": key,
+                "structure": structure,
+                "atoms": len(atoms),
+                "raw": right(atoms, structure),
+                "denoised": right(after, structure),
+            }
+        )
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{v:.2%}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    if args.record:
+        command = f"python -m training.benchmarks.finetuned {args.folder.name} --record"
+        record(args.folder, "old lattices at melting", rows, command=command, seed=None)
+        write_first_card(args.folder)
     return 0
 
 

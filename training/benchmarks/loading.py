@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.command_line import command_line
 from zoo import registry
 from zoo.checkpoint import WEIGHTS
 from zoo.errors import ZooError
@@ -106,6 +107,7 @@ def measure(record: registry.Record, rounds: int, cache: Path) -> list[str]:
     ]
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.loading",
@@ -115,15 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="of the registry (default: all bundled ones)")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
-    try:
-        records = [registry.find(name) for name in args.names] or [r for r in registry.records() if r.bundled]
-        for record in records:
-            with tempfile.TemporaryDirectory() as cache:
-                for line in measure(record, args.rounds, Path(cache)):
-                    print(line, flush=True)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    records = [registry.find(name) for name in args.names] or [r for r in registry.records() if r.bundled]
+    for record in records:
+        with tempfile.TemporaryDirectory() as cache:
+            for line in measure(record, args.rounds, Path(cache)):
+                print(line, flush=True)
     return 0
 
 

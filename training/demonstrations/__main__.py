@@ -29,6 +29,7 @@ from ase.io import read
 from rich.console import Console
 from rich.table import Table
 
+from training.command_line import command_line
 from training.demonstrations import figures, md, measure
 from training.metrics import record
 from zoo.checkpoint import CONFIG, resolve, to_json, write_text
@@ -168,6 +169,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@command_line("stopped; the same command goes on from the last snapshot")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstrations; the exit status."""
     parser = argparse.ArgumentParser(
@@ -187,31 +189,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.record and set(args.only) != set(md.SIMULATIONS):
         parser.error("--record needs all demonstrations: leave out --only")
     console = Console(highlight=False)
-    try:
-        folder, _ = resolve(args.checkpoint)
-        denoiser = Denoiser.from_pretrained(args.checkpoint)
-        digest = _sha256(folder / CONFIG)  # which names the weights too
-        results = {}
-        for name in args.only:
-            simulation = md.SIMULATIONS[name]
-            files = md.simulate(simulation, args.out, potentials=args.potentials, seed=args.seed)
-            results[name] = demonstrate(
-                simulation, files, denoiser, digest, args.out, console, args.potentials
-            )
-            console.print(table(name, results[name].rows))
-            console.print(f"wrote {results[name].picture}", soft_wrap=True)
-        rows = {name: result.rows for name, result in results.items()}
-        write_text(args.out / RESULTS, to_json(rows))
-        if args.record:
-            command = " ".join(["python -m training.demonstrations", *(argv or sys.argv[1:])])
-            keep(folder, results, command, args.seed)
-            console.print(f"wrote the section {SECTION} and {len(results)} pictures into {folder}")
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last snapshot", file=sys.stderr)
-        return 130
+    folder, _ = resolve(args.checkpoint)
+    denoiser = Denoiser.from_pretrained(args.checkpoint)
+    digest = _sha256(folder / CONFIG)  # which names the weights too
+    results = {}
+    for name in args.only:
+        simulation = md.SIMULATIONS[name]
+        files = md.simulate(simulation, args.out, potentials=args.potentials, seed=args.seed)
+        results[name] = demonstrate(simulation, files, denoiser, digest, args.out, console, args.potentials)
+        console.print(table(name, results[name].rows))
+        console.print(f"wrote {results[name].picture}", soft_wrap=True)
+    rows = {name: result.rows for name, result in results.items()}
+    write_text(args.out / RESULTS, to_json(rows))
+    if args.record:
+        command = " ".join(["python -m training.demonstrations", *(argv or sys.argv[1:])])
+        keep(folder, results, command, args.seed)
+        console.print(f"wrote the section {SECTION} and {len(results)} pictures into {folder}")
     return 0
 
 

@@ -18,42 +18,37 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.command_line import command_line
 from training.reference_md.segments import FRAME_INTERVAL
 from training.reference_md.systems import SYSTEMS
-from zoo.errors import StructureError, ZooError
+from zoo.errors import StructureError
 
 
+@command_line("stopped; the same command continues where it was saved last")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make segments; the exit status."""
     parser = _parser()
     args = parser.parse_args(arguments)
     _check(parser, args)
-    try:
-        from training.reference_md.simulation import Generator, Progress, SegmentError
+    from training.reference_md.simulation import Generator, Progress, SegmentError
 
-        def report(p: Progress) -> None:
-            done, wanted = ((n - 1) * FRAME_INTERVAL for n in (p.n_frames, p.n_wanted))
-            print(
-                f"segment {p.segment:03d} ({p.basin}): {done:.0f} of {wanted:.0f} ps,"
-                f" {p.speed:.2f} ps/s, {p.temperature:.0f} K",
-                flush=True,
-            )
+    def report(p: Progress) -> None:
+        done, wanted = ((n - 1) * FRAME_INTERVAL for n in (p.n_frames, p.n_wanted))
+        print(
+            f"segment {p.segment:03d} ({p.basin}): {done:.0f} of {wanted:.0f} ps,"
+            f" {p.speed:.2f} ps/s, {p.temperature:.0f} K",
+            flush=True,
+        )
 
-        generator = Generator(SYSTEMS[args.system], args.output, args.platform, args.threads, args.save_every)
-        n_failed = 0
-        for number in range(args.first, args.first + args.segments):
-            try:
-                if not generator.run(number, args.length, report):
-                    print(f"segment {number:03d}: complete", flush=True)
-            except (SegmentError, StructureError) as error:  # the other segments can still be made
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                n_failed += 1
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was saved last", file=sys.stderr)
-        return 130
+    generator = Generator(SYSTEMS[args.system], args.output, args.platform, args.threads, args.save_every)
+    n_failed = 0
+    for number in range(args.first, args.first + args.segments):
+        try:
+            if not generator.run(number, args.length, report):
+                print(f"segment {number:03d}: complete", flush=True)
+        except (SegmentError, StructureError) as error:  # the other segments can still be made
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            n_failed += 1
     return 1 if n_failed else 0
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.command_line import command_line
 from training.reference_md.releases import Bias
 from training.reference_md.segments import (
     BIAS,
@@ -326,6 +327,7 @@ class _Walker:
         self._force.updateParametersInContext(self.context)
 
 
+@command_line("stopped; the same command makes what is missing")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Learn the bias, or make blocks of a walker; the exit status."""
     parser = argparse.ArgumentParser(
@@ -362,18 +364,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    try:
-        flattened = Flattened(Generator(SYSTEMS[args.system], args.output, args.platform, args.threads))
-        if args.learn is not None:
-            flattened.learn(args.learn, report=say)
-        else:
-            flattened.run(args.walker, args.blocks, say)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command makes what is missing", file=sys.stderr)
-        return 130
+    flattened = Flattened(Generator(SYSTEMS[args.system], args.output, args.platform, args.threads))
+    if args.learn is not None:
+        flattened.learn(args.learn, report=say)
+    else:
+        flattened.run(args.walker, args.blocks, say)
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.command_line import command_line
 from training.reference_md.segments import BIAS, TOPOLOGY, read_record, write_record
 from zoo.analysis.packed_positions import GRAIN
 from zoo.errors import StructureError, ZooError
@@ -64,6 +65,7 @@ def keep(folder: Path, output: Path) -> int:
     return written
 
 
+@command_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Keep the segments of a folder; the exit status."""
     parser = argparse.ArgumentParser(
@@ -74,11 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="with segments")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="made if missing")
     args = parser.parse_args(arguments)
-    try:
-        print(f"{keep(args.folder, args.output)} segments written to {args.output}")
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"{keep(args.folder, args.output)} segments written to {args.output}")
     return 0
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from training.command_line import command_line
 from training.reference_md.segments import Record, write_record
 from training.reference_md.simulation import Generator, SegmentError, _positions
 from training.reference_md.systems import SYSTEMS, Basin, Start
@@ -168,6 +169,7 @@ class _Held:
         )
 
 
+@command_line("stopped; the same command makes what is missing")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make series of shots; the exit status."""
     parser = argparse.ArgumentParser(
@@ -186,16 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.series < 1 or args.first < 0 or not 0.2 <= args.length < 1e6:
         parser.error("--series must be at least 1, --first at least 0, --length at least 0.2")
     failed = 0
-    try:
-        generator = Generator(SYSTEMS[args.system], args.output, args.platform, args.threads)
-        for series in range(args.first, args.first + args.series):
-            failed += shoot(generator, series, args.length, lambda text: print(text, flush=True))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command makes what is missing", file=sys.stderr)
-        return 130
+    generator = Generator(SYSTEMS[args.system], args.output, args.platform, args.threads)
+    for series in range(args.first, args.first + args.series):
+        failed += shoot(generator, series, args.length, lambda text: print(text, flush=True))
     return 1 if failed else 0
 
 

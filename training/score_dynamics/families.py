@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.command_line import command_line
 from training.loop import LoopConfig, train
 from training.score_dynamics.fit import Best, add_arguments, loop_config, printed, run_name
 from training.score_dynamics.packed import NoiseConfig
@@ -240,6 +241,7 @@ def fit(
     return model, best.parameters(average) if best else average
 
 
+@command_line("stopped; the same command continues from the last save", also=(ValueError,))
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -249,20 +251,16 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser, LoopConfig.n_steps)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # parallel over molecules instead
-    try:
-        packed = read_packed(args.data)
-        print(
-            f"{packed.config['name']}: {', '.join(f'{m.name} {len(m.training)}' for m in packed.members)} "
-            f"pairs, state in {args.state}",
-            flush=True,
-        )
-        fit(
-            packed, args.state, loop_config(args), start_from=args.start_from, workers=args.threads,
-            stop_after=args.stop_after, report=printed(args.state),
-        )  # fmt: skip
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    packed = read_packed(args.data)
+    print(
+        f"{packed.config['name']}: {', '.join(f'{m.name} {len(m.training)}' for m in packed.members)} "
+        f"pairs, state in {args.state}",
+        flush=True,
+    )
+    fit(
+        packed, args.state, loop_config(args), start_from=args.start_from, workers=args.threads,
+        stop_after=args.stop_after, report=printed(args.state),
+    )  # fmt: skip
     return 0
 
 

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.command_line import command_line
 from training.first_card import write_first_card
 from training.loop import LOG
 from training.metrics import record
@@ -182,6 +182,7 @@ def power_law(sizes: Sequence[float], variances: Sequence[float]) -> tuple[float
     return round(float(a), 5), round(float(b), 5)
 
 
+@command_line("stopped; the same command continues from the last save", also=(ValueError,))
 def main(recipe: FamilyRecipe, text: str | None, argv: Sequence[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -205,11 +206,7 @@ def main(recipe: FamilyRecipe, text: str | None, argv: Sequence[str] | None = No
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # parallel over molecules instead, see `families.fit`
     state = args.state or args.out.with_name(args.out.name + "-training")
-    try:
-        return _run(recipe, args, state)
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(recipe, args, state)
 
 
 def _run(recipe: FamilyRecipe, args: argparse.Namespace, state: Path) -> int:

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.command_line import command_line
 from training.curve import draw_curve
 from training.loop import PRECISIONS, LoopConfig, train
 from training.score_dynamics.packed import Packed, read_packed
@@ -244,6 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
 
 
+@command_line("stopped; the same command continues from the last save", also=(ValueError,))
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -255,23 +257,19 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import Accelerator
 
     torch.set_num_threads(1)  # parallel over parts of the batch instead
-    try:
-        accelerator = Accelerator()
-        packed = read_packed(args.data)
-        if accelerator.is_main_process:
-            print(
-                f"{packed.config['name']}: {len(packed.training)} pairs, "
-                f"{len(packed.validation)} for validation, "
-                f"{accelerator.num_processes} x {accelerator.device}, state in {args.state}",
-                flush=True,
-            )
-        fit(
-            packed, args.state, loop_config(args), start_from=args.start_from, workers=args.threads,
-            stop_after=args.stop_after, report=printed(args.state), accelerator=accelerator,
-        )  # fmt: skip
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    accelerator = Accelerator()
+    packed = read_packed(args.data)
+    if accelerator.is_main_process:
+        print(
+            f"{packed.config['name']}: {len(packed.training)} pairs, "
+            f"{len(packed.validation)} for validation, "
+            f"{accelerator.num_processes} x {accelerator.device}, state in {args.state}",
+            flush=True,
+        )
+    fit(
+        packed, args.state, loop_config(args), start_from=args.start_from, workers=args.threads,
+        stop_after=args.stop_after, report=printed(args.state), accelerator=accelerator,
+    )  # fmt: skip
     return 0
 
 

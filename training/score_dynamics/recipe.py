@@ -7,7 +7,6 @@ import fnmatch
 import json
 import re
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from training.command_line import command_line
 from training.first_card import write_first_card
 from training.loop import LOG
 from training.metrics import record
@@ -213,6 +213,7 @@ def shortened(names: Sequence[str]) -> list[str]:
     ]
 
 
+@command_line("stopped; the same command continues from the last save", also=(ValueError,))
 def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -253,11 +254,7 @@ def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int
     args.blocks = args.blocks or ["flat-*"]
     torch.set_num_threads(1)  # parallel over parts of a batch instead, see `fit`
     state = args.state or args.out.with_name(args.out.name + "-training")
-    try:
-        return _run(recipe, args, state)
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(recipe, args, state)
 
 
 def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:

@@ -23,6 +23,7 @@ import torch
 
 from training.benchmarks.alkanes.chains import compare, measure
 from training.benchmarks.kinetics.__main__ import thinned
+from training.command_line import command_line
 from training.metrics import record
 from training.reference_md.segments import Segment, read_segments
 from training.reference_md.systems import SYSTEMS
@@ -135,6 +136,7 @@ def speed_of_rollout(model: ScoreDynamics, folder: Path, walkers: int, seconds: 
         steps = max(steps * 2, int(1.2 * steps * seconds / spent))
 
 
+@command_line(also=(ValueError,))
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.alkanes",
@@ -151,11 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        return _run(args)
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 from training.benchmarks.barriers.crossings import Key, estimates
 from training.benchmarks.held_out import trained_on
 from training.benchmarks.kinetics.__main__ import interval, shown
+from training.command_line import command_line
 from training.metrics import is_current, record
 from training.reference_md.releases import read_flattened
 from training.reference_md.walks import walks
@@ -86,6 +87,7 @@ def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
     return {(row["kind"], row["name"]): row for row in sections["kinetics"]["results"]}
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.barriers",
@@ -104,11 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.resamples < 100 or args.seed < 0:
         parser.error("--resamples must be at least 100, --seed at least 0")
-    try:
-        return _run(args)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

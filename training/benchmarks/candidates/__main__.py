@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.command_line import command_line
 from training.loop import LOG, LoopConfig
 from training.metrics import record
 from training.score_dynamics.fit import fit
 from training.score_dynamics.packed import Packed, read_packed
 from training.score_dynamics.transitions import denoising_loss, make_batches
 from zoo import registry
-from zoo.errors import ZooError
 from zoo.score_dynamics import ConditionalDenoiser
 
 #: name -> (backbone, its architecture without n_sites, precision, highest learning rate)
@@ -128,6 +128,7 @@ def measure(
     }
 
 
+@command_line(also=(ValueError,))
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -141,30 +142,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", metavar="CHECKPOINT", help="write the figures to its metrics.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        packed = read_packed(args.data)
-        rows: list[dict[str, Any]] = []
-        if args.results is not None and args.results.is_file():
-            rows = json.loads(args.results.read_text())
-        done = {row["candidate"] for row in rows}
-        names = [name for name in args.only or CANDIDATES if name not in done]
-        for name, samples_per_second in speeds(packed, names, args.rounds).items():
-            rows.append(measure(packed, name, samples_per_second, args.minutes, args.seed))
-            print(json.dumps(rows[-1]), flush=True)
-            if args.results is not None:
-                args.results.write_text(json.dumps(rows, indent=1))
-        if args.record is not None:
-            folder = Path(args.record)
-            if not folder.is_dir():
-                folder = registry.bundled_folder(registry.find(args.record))
-            command = f"python -m training.benchmarks.candidates data.safetensors --minutes {args.minutes:g}"
-            record(
-                folder, "candidates", rows, command=command, seed=args.seed,
-                extra={"n_pairs": len(packed.training), "minutes": args.minutes, "rounds": args.rounds},
-            )  # fmt: skip
-    except (ZooError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    packed = read_packed(args.data)
+    rows: list[dict[str, Any]] = []
+    if args.results is not None and args.results.is_file():
+        rows = json.loads(args.results.read_text())
+    done = {row["candidate"] for row in rows}
+    names = [name for name in args.only or CANDIDATES if name not in done]
+    for name, samples_per_second in speeds(packed, names, args.rounds).items():
+        rows.append(measure(packed, name, samples_per_second, args.minutes, args.seed))
+        print(json.dumps(rows[-1]), flush=True)
+        if args.results is not None:
+            args.results.write_text(json.dumps(rows, indent=1))
+    if args.record is not None:
+        folder = Path(args.record)
+        if not folder.is_dir():
+            folder = registry.bundled_folder(registry.find(args.record))
+        command = f"python -m training.benchmarks.candidates data.safetensors --minutes {args.minutes:g}"
+        record(
+            folder, "candidates", rows, command=command, seed=args.seed,
+            extra={"n_pairs": len(packed.training), "minutes": args.minutes, "rounds": args.rounds},
+        )  # fmt: skip
     return 0
 
 

@@ -29,11 +29,11 @@ from rich.table import Table
 from training.benchmarks.dc3.materials import COMPOUNDS, LIQUID, Material
 from training.benchmarks.dc3.md import run_folder, snapshot_files
 from training.benchmarks.dc3.quench import quenched_path
+from training.command_line import command_line
 from training.metrics import kept, record
 from training.verdict import calibration_error
 from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.denoiser import Denoiser
-from zoo.errors import ZooError
 from zoo.verdict_names import DISORDERED
 
 
@@ -127,6 +127,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return out
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.dc3.compounds",
@@ -148,11 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.add and (not args.record or args.steps != parser.get_default("steps")):
         parser.error("--add goes with --record, and with the default of --steps")
     torch.set_num_threads(args.threads)
-    try:
-        denoiser = Denoiser.from_pretrained(args.checkpoint)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    denoiser = Denoiser.from_pretrained(args.checkpoint)
     rows, console = [], Console(width=130)
     for key in args.material:
         material = COMPOUNDS[key]

@@ -44,11 +44,11 @@ from training.benchmarks.dc3.copies import (
 )
 from training.benchmarks.dc3.materials import EVERY, MATERIALS, Material
 from training.benchmarks.dc3.md import advance, frame_of, with_forces
+from training.command_line import command_line
 from training.metrics import record
 from zoo.analysis.orderings import ORDERINGS, orderings
 from zoo.checkpoint import resolve
 from zoo.denoiser import Denoiser
-from zoo.errors import ZooError
 from zoo.pairs import pairs
 from zoo.scale import length_scale
 
@@ -195,6 +195,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -220,11 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.every < WINDOW or args.frames < 1:
         parser.error(f"at least one frame, and {WINDOW:g} ps between them, over which positions are averaged")
     torch.set_num_threads(args.threads)
-    try:
-        denoiser = Denoiser.from_pretrained(args.checkpoint)
-    except ZooError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
+    denoiser = Denoiser.from_pretrained(args.checkpoint)
     rows = []
     for material, ratio in args.material:
         simulate(

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 
 from training.benchmarks.held_out import held_out_segments
+from training.command_line import command_line
 from training.metrics import record
 from training.reference_md.segments import Segment
 from zoo.analysis.evaluation import Evaluation, Quantity, evaluate
@@ -155,6 +156,7 @@ def _size(what: str, entry: dict[str, Any]) -> float:
     return abs(float(entry[what]))
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -171,11 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        return _run(args)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

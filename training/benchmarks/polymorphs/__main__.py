@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from training.benchmarks.polymorphs.store import MELT, snapshots
+from training.command_line import command_line
 from training.metrics import record
 from training.verdict import calibration_error
 from zoo.denoiser import Denoiser
-from zoo.errors import StructureError, ZooError
+from zoo.errors import StructureError
 from zoo.verdict_names import DISORDERED
 
 Array = npt.NDArray[np.float64]
@@ -148,6 +149,7 @@ def measure(
     return rows, total(rows, np.concatenate(confidence), np.concatenate(right))
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.polymorphs",
@@ -164,36 +166,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     console = Console(width=130)
-    try:
-        denoiser = Denoiser.from_pretrained(args.checkpoint)
-        family = args.family or family_of(denoiser)
-        frames = [f for f in stored(args.data) if f.info["family"] == family]
-        if args.phase:
-            frames = [f for f in frames if f.info["structure"] in args.phase]
-        kept = [f for f in frames if f.info["kept"]]
-        if not kept:
-            raise StructureError(
-                f"no snapshots of {family} in {args.data}: run "
-                f"python -m training.benchmarks.polymorphs.{family} first"
-            )
-        rows, everything = measure(denoiser, kept, args.steps, console)
-        console.print(table(rows))
-        console.print(
-            f"all {everything['atoms']} atoms: {everything['right']:.3%} right, expected calibration error "
-            f"{everything['calibration_error']:.4f}; {len(frames) - len(kept)} snapshots left out, "
-            "whose phase MD did not keep",
-            highlight=False,
+    denoiser = Denoiser.from_pretrained(args.checkpoint)
+    family = args.family or family_of(denoiser)
+    frames = [f for f in stored(args.data) if f.info["family"] == family]
+    if args.phase:
+        frames = [f for f in frames if f.info["structure"] in args.phase]
+    kept = [f for f in frames if f.info["kept"]]
+    if not kept:
+        raise StructureError(
+            f"no snapshots of {family} in {args.data}: run "
+            f"python -m training.benchmarks.polymorphs.{family} first"
         )
-        if args.record:
-            from zoo.checkpoint import resolve
+    rows, everything = measure(denoiser, kept, args.steps, console)
+    console.print(table(rows))
+    console.print(
+        f"all {everything['atoms']} atoms: {everything['right']:.3%} right, expected calibration error "
+        f"{everything['calibration_error']:.4f}; {len(frames) - len(kept)} snapshots left out, "
+        "whose phase MD did not keep",
+        highlight=False,
+    )
+    if args.record:
+        from zoo.checkpoint import resolve
 
-            folder, _ = resolve(args.checkpoint)
-            command = " ".join(["python -m training.benchmarks.polymorphs", *(argv or sys.argv[1:])])
-            extra = {"steps_at_most": args.steps, "all": everything, "left_out": len(frames) - len(kept)}
-            record(folder, "polymorphs", rows, command=command, seed=1, extra=extra)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        folder, _ = resolve(args.checkpoint)
+        command = " ".join(["python -m training.benchmarks.polymorphs", *(argv or sys.argv[1:])])
+        extra = {"steps_at_most": args.steps, "all": everything, "left_out": len(frames) - len(kept)}
+        record(folder, "polymorphs", rows, command=command, seed=1, extra=extra)
     return 0
 
 

@@ -27,8 +27,8 @@ from training.benchmarks.polymorphs.lammps_run import run as run_lammps
 from training.benchmarks.polymorphs.protons import disordered, ordered
 from training.benchmarks.polymorphs.sites import Averager, Mean, averaged, away, nearest_distance, on_site
 from training.benchmarks.polymorphs.store import KEPT, MELT, fresh, run_folder, save_snapshot
+from training.command_line import command_line
 from training.polymorphs import ICE, orthogonal
-from zoo.errors import ZooError
 
 MW, TIP4P = "mW", "TIP4P/Ice"
 MW_TIMESTEP = 0.005  # ps
@@ -180,6 +180,7 @@ def _tip4p(
         )  # fmt: skip
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.polymorphs.ice",
@@ -197,14 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     schedule = Schedule(args.equilibrate, args.every, args.snapshots, min(2.0, args.every))
-    try:
-        for case in CASES:
-            if case.name in args.phase and case.model in args.model:
-                for temperature in args.temperature or case.temperatures:
-                    simulate(case, temperature, args.out, schedule, args.seed)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for case in CASES:
+        if case.name in args.phase and case.model in args.model:
+            for temperature in args.temperature or case.temperatures:
+                simulate(case, temperature, args.out, schedule, args.seed)
     return 0
 
 

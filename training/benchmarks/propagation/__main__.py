@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 
 from training.benchmarks.held_out import held_out_segments
+from training.command_line import command_line
 from training.metrics import record
 from training.reference_md.segments import Segment
 from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
@@ -128,6 +129,7 @@ def compare(
     }
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -143,11 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        return _run(args)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -33,10 +33,10 @@ from rich.table import Table
 from training.benchmarks.dc3.copies import COPIES, files, named
 from training.benchmarks.dc3.materials import LIQUID, MATERIALS
 from training.benchmarks.dc3.md import run_folder, snapshot_files
+from training.command_line import command_line
 from training.metrics import record
 from training.verdict import calibration_error
 from zoo.denoiser import Denoiser
-from zoo.errors import ZooError
 from zoo.verdict_names import DISORDERED
 
 Names = npt.NDArray[np.str_]
@@ -94,6 +94,7 @@ def agreement(verdict: Names, quench: Names, minimum: Names, mean: Names) -> dic
     }
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.verdict",
@@ -108,11 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    try:
-        denoiser = Denoiser.from_pretrained(args.checkpoint)
-    except ZooError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
+    denoiser = Denoiser.from_pretrained(args.checkpoint)
     rows, every = [], []
     for key, material in MATERIALS.items():
         states: list[tuple[str, list[Frame]]] = []

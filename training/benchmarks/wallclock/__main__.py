@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.command_line import command_line
 from training.metrics import record
 from zoo.checkpoint import read_metrics
 from zoo.errors import ZooError
@@ -164,6 +165,7 @@ def costs(folder: str | Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -175,11 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--platform", default="CPU", help="of OpenMM")
     parser.add_argument("--record", action="store_true", help="write the figures to FOLDER/metrics.json")
     args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

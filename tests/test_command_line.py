@@ -1,0 +1,44 @@
+"""Mistakes and Ctrl-C in the command lines of `training/`: one line, and a status."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.command_line import command_line
+from zoo.errors import ZooError
+
+
+def raising(error: BaseException, *also: type[Exception]) -> int:
+    @command_line("stopped; go on with the same command", also=also)
+    def main(argv: list[str] | None = None) -> int:
+        raise error
+
+    return main([])
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(ZooError("no folder\n  of that name")) == 1
+    assert capsys.readouterr().err == "error: no folder of that name\n"
+
+
+def test_what_counts_as_a_mistake_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other exceptions are bugs of ours, of which the traceback is wanted."""
+    assert raising(ValueError("odd"), ValueError) == 1
+    assert capsys.readouterr().err == "error: odd\n"
+    with pytest.raises(ValueError, match="odd"):
+        raising(ValueError("odd"))
+
+
+def test_interrupted_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "stopped; go on with the same command\n"
+
+
+def test_the_status_passes_through() -> None:
+    @command_line()
+    def main(argv: list[str] | None = None) -> int:
+        """Text."""
+        return len(argv or [])
+
+    assert main(["a", "b"]) == 2
+    assert main.__doc__ == "Text."
