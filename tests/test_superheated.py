@@ -211,3 +211,8 @@ def test_a_crystal_that_would_outlive_it_is_melted_hotter(
         held = [line.split()[4] for line in commands if line.startswith("fix thermostat")]
         assert held == expected
         assert sum(int(line.split()[1]) for line in commands if line.startswith("run ")) == 30
+
+
+def test_runs_at_neighbouring_temperatures_have_folders_of_their_own() -> None:
+    names = [superheated.run_name(MATERIALS["Fe"], ratio) for ratio in (None, 1.05, 1.1, 1.055, 1.051)]
+    assert names == ["Fe", "Fe-1.05", "Fe-1.10", "Fe-1.055", "Fe-1.051"]

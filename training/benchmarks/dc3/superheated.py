@@ -58,7 +58,9 @@ _LOOKED_AT = 1.5
 
 def run_name(material: Material, ratio: float | None) -> str:
     """Of the folder of a run at the limit of metastability, or at another T/Tm."""
-    return material.key if ratio is None else f"{material.key}-{ratio:.2f}"
+    if ratio is None:
+        return material.key
+    return f"{material.key}-{ratio:.2f}" if round(ratio, 2) == ratio else f"{material.key}-{ratio:g}"
 
 
 def one_run(text: str) -> tuple[Material, float | None]:
@@ -237,7 +239,11 @@ def main(argv: list[str] | None = None) -> int:
         command = " ".join(["python -m training.benchmarks.dc3.superheated", *(argv or sys.argv[1:])])
         record(
             folder, "superheated", rows, command=command,
-            seed=args.seed, extra={"steps_at_most": args.steps},
+            seed=args.seed,
+            extra={
+                "steps_at_most": args.steps, "frames_at_least": args.frames, "every_ps": args.every,
+                "equilibrate_ps": args.equilibrate, "cells": args.cells,
+            },
         )  # fmt: skip
     return 0
 
