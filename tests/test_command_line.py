@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from training.command_line import command_line
@@ -42,3 +44,17 @@ def test_the_status_passes_through() -> None:
 
     assert main(["a", "b"]) == 2
     assert main.__doc__ == "Text."
+
+
+def commands() -> list[Path]:
+    """Files with a command line of their own; recipes have that of the module they call."""
+    files = sorted((Path(__file__).parents[1] / "training").rglob("*.py"))
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    # Of the worker, whose parent tells what went wrong from the end of its traceback, no line is kept back.
+    return [p for p, text in texts.items() if "\ndef main(" in text and p.name != "worker.py"]
+
+
+@pytest.mark.parametrize("path", commands(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_command_line_says_mistakes_in_one_line(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "\n@command_line(" in text or "return run(RECIPE, __doc__, argv)" in text

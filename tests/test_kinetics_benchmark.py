@@ -135,7 +135,10 @@ def test_segments_that_were_trained_on_are_refused(
     path.write_text(json.dumps(metrics))
     data = md_of(ScoreDynamics.from_pretrained(str(folder)), tmp_path / "md")
     assert main([str(folder), "--data", str(data), "--segments", "segment-000", "segment-001"]) == 1
-    assert "was trained on segments of these names: segment-000; leave them out" in capsys.readouterr().err
+    assert (
+        "was trained on segments of these names: segment-000; leave them out, or rename"
+        in capsys.readouterr().err
+    )
 
 
 def test_missing_segments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from training.command_line import command_line
 from training.loop import LOG
 
 CURVE = "curve.png"
@@ -40,6 +41,7 @@ def draw_curve(folder: Path) -> bool:
     return True
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -2,7 +2,7 @@
 
     python -m training.denoiser_binaries                      # build/denoiser-binaries
     python -m training.denoiser_binaries --out my-folder --steps 300   # a quick look
-    python -m training.denoiser_binaries --out my-folder --mace-model 2023-12-03-mace-128-L1_epoch-199.model
+    python -m training.denoiser_binaries --mace-model 2023-12-03-mace-128-L1_epoch-199.model --elements Ni Al
 
 L1_0, L1_2, B2, zincblende, rocksalt and wurtzite, with antisites, vacancies, surfaces, grain boundaries and
 packings without order, from geometry alone.  Prints progress, saves its state every two minutes and continues

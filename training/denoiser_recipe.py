@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from training.first_card import write_first_card
 from training.lattices import Sample
 from training.loop import LOG, LoopConfig, train
 from training.metrics import record
-from zoo.backbones.mace_file import Part, read_mace_file
+from zoo.backbones.mace_file import MaceFile, read_mace_file
 from zoo.backbones.mace_foundation import config_like, start_from
 from zoo.backbones.mace_network import MaceNetwork
 from zoo.checkpoint import save
@@ -63,7 +64,7 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     out = Path("build") / recipe.name
-    parser.add_argument("--out", type=Path, default=out, help="checkpoint folder to write")
+    parser.add_argument("--out", type=Path, help=f"checkpoint folder to write (default: {out})")
     parser.add_argument("--state", type=Path, help="folder of the training state; default: OUT-training")
     parser.add_argument(
         "--steps", type=int, default=recipe.loop.n_steps, help="length of the schedule (%(default)s)"
@@ -74,23 +75,28 @@ def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = 
     if recipe.backbone == "mace":
         parser.add_argument(
             "--mace-model", type=Path, metavar="FILE",
-            help="start from the weights, and with the architecture, of a MACE model of energies and forces, "
-            "such as MACE-MP-0 medium; nothing in the file is run",
+            help="start from the weights, and with the architecture, of a MACE model of energies and "
+            "forces, such as MACE-MP-0 medium; nothing in the file is run. It is much larger and slower than "
+            "the recipe's own, and neighbours look farther away than in the model, whose cutoff is longer",
         )  # fmt: skip
         parser.add_argument(
             "--elements", nargs="+", default=[], metavar="SYMBOL",
-            help="average the MACE model's weights over these elements only (default: all that it knows)",
+            help="with --mace-model: begin with the mean of its weights for these elements; few and similar "
+            "ones are best",
         )  # fmt: skip
     args = parser.parse_args(argv)
-    return _run(recipe, args, parser.prog)
+    start = _start(args)
+    if start is not None:  # another architecture: not the checkpoint that the recipe is of
+        recipe = replace(recipe, name=f"{recipe.name}-from-mace", version="1.0.0")
+    args.out = args.out or Path("build") / recipe.name
+    return _run(recipe, args, start, parser.prog)
 
 
-def _run(recipe: DenoiserRecipe, args: argparse.Namespace, prog: str) -> int:
+def _run(recipe: DenoiserRecipe, args: argparse.Namespace, start: _Start | None, prog: str) -> int:
     state = args.state or args.out.with_name(args.out.name + "-training")
     torch.set_num_threads(1)  # parallel over structures instead, see training.loop
     config_type, network_type = BACKBONES[recipe.backbone]
     architecture, data = config_type(**recipe.architecture), recipe.data
-    start = _start(args)
     told, words = (start.told, start.words) if start else ({}, [])
     if start is not None:
         architecture = config_like(start.model, architecture.cutoff)
@@ -156,7 +162,7 @@ def _run(recipe: DenoiserRecipe, args: argparse.Namespace, prog: str) -> int:
     }
     record(
         args.out, "training", [result], seed=args.seed,
-        command=" ".join([prog, "--seed", str(args.seed), *words]),
+        command=f"{prog} {shlex.join(['--seed', str(args.seed), *words])}",
         extra={
             "loop": asdict(loop), "data": asdict(data), "mix": dict(recipe.mix),
             **({"naming": recipe.naming} if recipe.naming else {}), **told,
@@ -171,7 +177,7 @@ def _run(recipe: DenoiserRecipe, args: argparse.Namespace, prog: str) -> int:
 class _Start:
     """A MACE model to start from, atomic numbers to average over; what to record, words of the command."""
 
-    model: Part
+    model: MaceFile
     elements: list[int]
     told: dict[str, str]
     words: list[str]
@@ -183,10 +189,12 @@ def _start(args: argparse.Namespace) -> _Start | None:
         if symbols:
             raise ZooError("--elements is of the MACE model to start from: --mace-model FILE")
         return None
+    if not symbols:
+        raise ZooError("--mace-model needs --elements SYMBOL...: whose weights to begin with")
     unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
     if unknown:
         raise ZooError(f"--elements: no element {', '.join(unknown)}")
     model = read_mace_file(file)
     told = {"mace_model": hashlib.sha256(file.read_bytes()).hexdigest(), "mace_elements": " ".join(symbols)}
-    words = ["--mace-model", file.name, *(["--elements", *symbols] if symbols else [])]
+    words = ["--mace-model", file.name, "--elements", *symbols]
     return _Start(model, [atomic_numbers[symbol] for symbol in symbols], told, words)

@@ -255,7 +255,8 @@ def _earlier(old: ScoreDynamics) -> list[dict[str, Any]]:
     section = old.metrics.get("sections", {}).get("training")
     if section is None:
         return []
-    return [*section.get("earlier", []), {**section["results"][0], "command": section["command"]}]
+    told = {"command": section["command"], "segments": section.get("segments", {})}
+    return [*section.get("earlier", []), {**section["results"][0], **told}]
 
 
 def _command(args: argparse.Namespace, old: ScoreDynamics) -> str:

@@ -20,6 +20,11 @@ from zoo.checkpoint import CARD, read_config, read_metrics, write_text
 from zoo.errors import CheckpointError
 
 LICENSE = "mit"
+#: Of weights that began as somebody else's.
+DERIVED = (
+    "Training began with the weights of the MACE model whose file has the sha256 `{mace_model}`, so its "
+    "licence applies to these weights, too: name it in the front matter of this card before publishing.\n"
+)
 
 _KINDS = {
     "denoiser": (
@@ -55,14 +60,18 @@ def first_card(folder: str | os.PathLike[str]) -> str:
             facts["molecule"] = f"molecules like {', '.join(config['family']['molecules'])}"
         else:
             facts["molecule"] = Molecule.from_json(config["molecule"]).formula
+    training = sections["training"]
+    derived = "mace_model" in training
     measured = [title for title in sections if title != "training"]
+    licence = "other" if derived else LICENSE
     parts = [
-        f"---\nlicense: {LICENSE}\nlibrary_name: score-zoo\ntags:\n- atomistic-simulation\n- {kind}\n---\n",
+        f"---\nlicense: {licence}\nlibrary_name: score-zoo\ntags:\n- atomistic-simulation\n- {kind}\n---\n",
         f"# {name} {config['version']}\n",
         purpose.format_map(facts) + "\n",
         f"```python\nfrom zoo import {class_name}\n\n{line.format(folder=name)}\n```\n",
         "## Training\n",
-        *_section(sections["training"]),
+        *_section(training),
+        *([DERIVED.format_map(training)] if derived else []),
         "## Measured\n"
         if measured
         else "## Measured\n\nNothing yet: how accurate it is has not been measured.\n",

@@ -296,7 +296,8 @@ def _resume(
     with safe_open(path, framework="pt") as state:
         metadata = state.metadata()
         before = {"precision": "fp32", **json.loads(metadata["config"])}
-        changed = [k for k, v in settings.items() if before.get(k) != v and not k.endswith("_every")]
+        either = {**before, **settings}
+        changed = [k for k in either if before.get(k) != settings.get(k) and not k.endswith("_every")]
         if changed:
             raise ValueError(
                 f"{path} was trained with other settings ({', '.join(changed)}): "

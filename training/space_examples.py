@@ -32,6 +32,7 @@ from training.benchmarks.dc3.md import (
 )
 from training.benchmarks.defects.build import LATTICES, grain_boundary
 from training.benchmarks.defects.relax import POTENTIALS
+from training.command_line import command_line
 from zoo.structures import FrameWriter
 
 FOLDER = Path(__file__).resolve().parent.parent / "spaces" / "zoo_space" / "examples"
@@ -126,6 +127,7 @@ EXAMPLES: dict[str, tuple[str, Callable[[Path | None], Atoms]]] = {
 }
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

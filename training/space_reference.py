@@ -14,6 +14,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
+from training.command_line import command_line
 from training.reference_md import read_segments
 from zoo.analysis.kinetics import torsion_histogram, torsions
 from zoo.analysis.ramachandran import backbone_torsions
@@ -33,6 +34,7 @@ def held_out(name: str) -> bool:
     return number.isdigit() and (int(number) < 10 or int(number) >= 20)
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -29,6 +29,7 @@ from ase.spacegroup import crystal
 import zoo
 from training.benchmarks.dc3.materials import MATERIALS
 from training.benchmarks.finetuned import KEYS, atoms_of, right
+from training.command_line import command_line
 from training.metrics import hardware
 from zoo.denoiser import Denoiser
 
@@ -78,6 +79,7 @@ def measure(name: str, atoms: Atoms, folder: Path) -> dict[str, Any]:
     }
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.finetuning",

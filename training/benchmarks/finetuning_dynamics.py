@@ -28,6 +28,7 @@ import torch
 
 import zoo
 from training.benchmarks.alkanes.__main__ import evaluate_molecule
+from training.command_line import command_line
 from training.metrics import hardware
 from training.reference_md.segments import read_segments
 from training.score_dynamics.packed import NoiseConfig
@@ -80,6 +81,7 @@ def row(how: str, checkpoint: Path | str, seconds: float | None, walkers: int, s
     }
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.finetuning_dynamics",

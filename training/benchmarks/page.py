@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
+from training.command_line import command_line
 from training.metrics import hardware
 from zoo.errors import ZooError
 
@@ -144,6 +145,7 @@ def _add(found: dict[str, list[float]], **values: float) -> None:
         found.setdefault(key, []).append(value)
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.page",

@@ -29,6 +29,8 @@ from ase import Atoms
 from rich.console import Console
 from rich.table import Table
 
+from training.command_line import command_line
+
 REFERENCE_US = 197.0
 CRYSTALS = {"Cu": ("fcc", 3.615), "NaCl": ("rocksalt", 5.64), "CoAl": ("cesiumchloride", 2.866)}
 POLYMORPHS = {"quartz": "alpha-quartz", "ice": "ice Ih"}
@@ -110,6 +112,7 @@ def child(arguments: list[str]) -> dict[str, Any]:
     return row
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -107,10 +107,12 @@ class Bias:
     ----------
     kj_mol : (n, n) at the angles 0, 360 / n, ... degrees.
     ridge : where the barrier of the first torsion is, and how far it reaches to either side, degrees.
+    learned_ps : MD that it took to learn.
     """
 
     kj_mol: Array
     ridge: tuple[float, float]
+    learned_ps: float = 0.0
 
     @classmethod
     def read(cls, folder: Path) -> Bias:
@@ -127,13 +129,22 @@ class Bias:
             center, width = (float(each) for each in data["ridge_degrees"])
             if grid.ndim != 2 or len(set(grid.shape)) != 1 or not np.isfinite([*grid.ravel(), center]).all():
                 raise ValueError("kj_mol is not a square table of numbers")
+            learned = float(data["metadynamics"]["length_ps"]) if "metadynamics" in data else 0.0
             if not 0 < width < 180:
                 raise ValueError(f"a ridge cannot reach {width} degrees to either side")
         except FileNotFoundError:
             raise StructureError(f"{path} does not exist: learn the bias first (--learn)") from None
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise StructureError(f"{path} cannot be read as a bias: {error}") from None
-        return cls(grid, (center, width))
+        return cls(grid, (center, width), learned)
 
     @property
     def sha256(self) -> str:
@@ -178,6 +189,7 @@ def read_flattened(folder: Path, names: Sequence[str] = ("flat-*",)) -> tuple[li
     return blocks, bias
 
 
-def simulated_ps(blocks: Sequence[Block]) -> float:
-    """MD behind blocks, ps: what walkers went and what they released, without the time that the bias took."""
-    return float(sum(len(b.visited) * b.every + len(b.paths) * (b.paths.shape[1] - 1) * b.dt for b in blocks))
+def simulated_ps(blocks: Sequence[Block], bias: Bias) -> float:
+    """MD behind blocks, ps: the learning of the bias, what walkers went, and what they released."""
+    each = (len(b.visited) * b.every + len(b.paths) * (b.paths.shape[1] - 1) * b.dt for b in blocks)
+    return bias.learned_ps + float(sum(each))

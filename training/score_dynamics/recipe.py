@@ -262,6 +262,7 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     releases = None if args.releases is None else (args.releases, args.blocks)
     write_packed(path, pack(recipe, args.data, args.hold_out, args.validation, releases))
     packed = read_packed(path)
+    released = None if releases is None else simulated_ps(*read_flattened(*releases))
     n_parameters = sum(p.numel() for p in packed.build().parameters())
     print(
         f"{recipe.name}: {n_parameters} parameters, {len(packed.training)} pairs of "
@@ -294,8 +295,8 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         model.sides = learn_sides(config, packed.head, args.seed)
     save(args.out, packed.config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
-    if releases is not None:
-        result["released_md_ns"] = round(simulated_ps(read_flattened(*releases)[0]) / 1000, 3)
+    if released is not None:
+        result["released_md_ns"] = round(released / 1000, 3)
     before = earlier(args.start_from)
     result["minutes_in_all"] = round(result["minutes"] + sum(each["minutes"] for each in before), 1)
     result["samples_in_all"] = sum(each["n_steps"] * each["samples_per_step"] for each in [*before, result])

@@ -2,18 +2,18 @@
 
 Such a file (``2023-12-03-mace-128-L1_epoch-199.model`` and the like, or what ``mace_run_train`` writes) is a
 whole pickled module: to load it the usual way is to run whatever code its pickle names.  Here nothing that it
-names is imported or called.  Tensors are put together from the raw numbers in the archive, and everything
-else (modules, irreps, generated code) becomes a `Part`, which only remembers its name and its content.
+names is imported or called: every object of the pickle becomes a `Part`, which only remembers the name of its
+class and its content.  Tensors are put together afterwards, from the raw numbers in the archive.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,32 +23,45 @@ from zoo.errors import CheckpointError
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64,
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
+_DEEPEST, _MOST = 50, 20000  # modules within modules, and in all
+_REBUILT = ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 
 
 class Part:
-    """A pickled object of any class: ``kind`` is the name of its class, ``state`` its attributes by name."""
+    """A pickled object of any class, or the call of any function.
+
+    Attributes
+    ----------
+    kind : the name of the class or function.
+    arguments : what it was called with.
+    state : its attributes by name.
+    """
 
     kind = ""
+    arguments: tuple[Any, ...]
+    state: dict[Any, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: dict[str, Any] = {}
+        part = super().__new__(cls)
+        part.arguments, part.state = args, {}
+        return part
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
 
-    # What else a pickle may do to an object while it fills it; nothing of this is wanted.
+    # What else a pickle may do to an object while it fills it.
     def __call__(self, *args: Any, **kwargs: Any) -> Part:
         return Part()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        if self.kind == "OrderedDict":
+            self.state[key] = value
 
     def append(self, value: Any) -> None:
         pass
@@ -59,26 +72,45 @@ class Part:
     def add(self, value: Any) -> None:
         pass
 
-    def child(self, path: str) -> Part | None:
-        """The submodule at a path as in ``interactions.0``, or None."""
-        part: Any = self
-        for name in path.split("."):
-            part = _of(part, "_modules").get(name)
-        return part if isinstance(part, Part) else None
 
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers of this module and all below it, by the names of a state dict."""
+class MaceFile:
+    """A model's modules and tensors.
+
+    Attributes
+    ----------
+    kind : the name of the model's class.
+    tensors : parameters and buffers by the names of a state dict.
+    modules : all of its modules by their path, as in ``interactions.0``.
+    """
+
+    def __init__(self, model: Part, storages: _Storages) -> None:
+        self.kind = model.kind
+        self.tensors: dict[str, Tensor] = {}
+        self.modules: dict[str, Part] = {}
+        self._take(model, "", storages, set())
+
+    def attribute(self, module: str, name: str) -> Any:
+        """Of a module; None where it has no such attribute."""
+        part = self.modules.get(module)
+        return None if part is None else part.state.get(name)
+
+    def _take(self, part: Part, path: str, storages: _Storages, above: set[int]) -> None:
+        if id(part) in above or len(above) > _DEEPEST or len(self.modules) > _MOST or path in self.modules:
+            raise CheckpointError("modules of the model hold one another")
+        self.modules[path] = part
+        prefix = f"{path}." if path else ""
         for key in ("_parameters", "_buffers"):
-            for name, value in _of(self, key).items():
-                if isinstance(value, Tensor):
-                    yield f"{prefix}{name}", value
-        for name, module in _of(self, "_modules").items():
+            for name, value in _dict(part, key).items():
+                tensor = storages.tensor(value)
+                if tensor is not None:
+                    self.tensors[f"{prefix}{name}"] = tensor
+        for name, module in _dict(part, "_modules").items():
             if isinstance(module, Part):
-                yield from module.tensors(f"{prefix}{name}.")
+                self._take(module, f"{prefix}{name}", storages, above | {id(part)})
 
 
-def read_mace_file(path: str | Path) -> Part:
-    """The model in a file, as parts and tensors.
+def read_mace_file(path: str | Path) -> MaceFile:
+    """The model in a file.
 
     Raises
     ------
@@ -90,55 +122,92 @@ def read_mace_file(path: str | Path) -> Part:
             names = archive.namelist()
             index = next((n for n in names if n.endswith("/data.pkl")), None)
             if index is None or f"{index.removesuffix('data.pkl')}constants.pkl" in names:
-                raise CheckpointError(f"{path}: not a pickled MACE model, but some other archive")
+                raise CheckpointError("not a pickled MACE model, but some other archive")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise CheckpointError("not written by PyTorch, which does not compress")
+            storages = _Storages(archive, index.removesuffix("data.pkl"))
             with archive.open(index) as file:
-                model = _Reader(file, archive, index.removesuffix("data.pkl")).load()
+                model = _Reader(file).load()
+            if not isinstance(model, Part) or "_modules" not in model.state:
+                raise CheckpointError(f"holds no model, but {getattr(model, 'kind', type(model).__name__)}")
+            return MaceFile(model, storages)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except zipfile.BadZipFile:
-        raise CheckpointError(f"{path}: not a MACE model file (PyTorch's are zip archives)") from None
-    except CheckpointError:
-        raise
+        raise CheckpointError(
+            f"{path}: not a MACE model file; those that PyTorch writes since 1.6 are zip archives"
+        ) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # the bytes of a stranger: whatever a reader of pickles trips over
-        raise CheckpointError(f"{path}: damaged, or not a pickled MACE model ({error})") from None
-    if not isinstance(model, Part) or "_modules" not in model.state:
-        raise CheckpointError(f"{path}: holds no model, but {getattr(model, 'kind', type(model).__name__)}")
-    return model
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: damaged, or not a pickled MACE model ({reason})") from None
 
 
-class _Reader(pickle.Unpickler):
-    """Calls nothing that the pickle names: neither imports nor functions, nor classes of anybody."""
+class _Storage(Part):
+    """The raw numbers of tensors, by their key in the archive."""
 
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(file)
-        self.archive, self.folder = archive, folder
+
+class _Reader(pickle._Unpickler):
+    """Calls nothing that the pickle names; in Python, where memory cannot be claimed by an opcode alone."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _first
-        return type(name, (Part,), {"kind": name})
+        return _part(name)
 
     def persistent_load(self, pid: Any) -> Any:
         _, kind, key, *_ = pid
-        dtype = _DTYPES.get(getattr(kind, "kind", ""))
-        if dtype is None:
-            return None  # of a tensor that nobody needs
-        data = bytearray(self.archive.read(f"{self.folder}data/{key}"))
-        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        storage = _Storage()
+        storage.state.update(kind=getattr(kind, "kind", ""), key=str(key))
+        return storage
 
 
-def _tensor(storage: Tensor | None, offset: int, size: Any, stride: Any, *_: Any) -> Tensor | None:
-    return None if storage is None else storage.as_strided(tuple(size), tuple(stride), offset).clone()
+@cache
+def _part(name: str) -> type[Part]:
+    return type(name, (Part,), {"kind": name})
 
 
-def _first(value: Any, *_: Any) -> Any:
-    return value
+class _Storages:
+    """Tensors from what the pickle says of them."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        self._archive, self._folder = archive, folder
+        self._read: dict[str, Tensor] = {}
+
+    def tensor(self, value: Any) -> Tensor | None:
+        """None for what is no tensor.
+
+        Raises
+        ------
+        CheckpointError : it is one of an unknown type, or of more numbers than are there.
+        """
+        while isinstance(value, Part) and value.kind in _REBUILT[1:]:
+            value = value.arguments[0]
+        if not isinstance(value, Part) or value.kind != _REBUILT[0]:
+            return None
+        storage, offset, size, stride = value.arguments[:4]
+        numbers = self._numbers(storage)
+        if math.prod(size) > numbers.numel():
+            raise CheckpointError(f"a tensor of shape {tuple(size)} has {numbers.numel()} numbers")
+        return numbers.as_strided(tuple(size), tuple(stride), offset).clone()
+
+    def _numbers(self, storage: Any) -> Tensor:
+        if not isinstance(storage, _Storage):
+            raise CheckpointError("a tensor has no numbers")
+        kind, key = storage.state["kind"], storage.state["key"]
+        if kind not in _DTYPES:
+            raise CheckpointError(f"tensors of type {kind.removesuffix('Storage')} are not known here")
+        if key not in self._read:
+            data = bytearray(self._archive.read(f"{self._folder}data/{key}"))
+            dtype = _DTYPES[kind]
+            self._read[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self._read[key]
 
 
-def _of(part: Any, key: str) -> dict[str, Any]:
-    found = part.state.get(key) if isinstance(part, Part) else None
-    return found if isinstance(found, dict) else {}
+def _dict(part: Part, key: str) -> dict[str, Any]:
+    """An attribute that is a dict or an OrderedDict, of the keys that are names."""
+    found = part.state.get(key)
+    if isinstance(found, Part) and found.kind == "OrderedDict":
+        found = found.state
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if isinstance(name, str)}

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from training.benchmarks.alkanes.chains import compare, measure
+from training.benchmarks.held_out import trained_on
 from training.benchmarks.kinetics.__main__ import thinned
 from training.command_line import command_line
 from training.metrics import record
@@ -160,8 +161,7 @@ def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     if model.family is None:
         raise ZooError(f"{args.checkpoint} is of one molecule: see training.benchmarks.kinetics")
-    segments = model.metrics.get("sections", {}).get("training", {}).get("segments", {})
-    trained = {*segments.get("training", ()), *segments.get("validation", ())}
+    trained = trained_on(model)
     if not trained:
         raise ZooError(f"{args.checkpoint}: its metrics do not say what it was trained on")
     rows = []

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from training.benchmarks.dc3 import evaluate, md, quench
 from training.benchmarks.dc3.materials import MATERIALS
+from training.command_line import command_line
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.dc3",

@@ -29,6 +29,7 @@ from rich.table import Table
 from training.benchmarks.dc3.materials import LIQUID, MATERIALS, Material
 from training.benchmarks.dc3.md import ratios, run_folder, snapshot_files
 from training.benchmarks.dc3.quench import quenched_path
+from training.command_line import command_line
 from zoo.analysis.crystals import STRUCTURES, adaptive_cna, ptm, radial_distribution, structure_types
 from zoo.denoiser import Denoiser
 from zoo.scale import length_scale
@@ -149,6 +150,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return out
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

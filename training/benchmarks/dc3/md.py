@@ -32,6 +32,7 @@ from ase.data import atomic_masses, atomic_numbers
 from ase.io import read, write
 
 from training.benchmarks.dc3.materials import EVERY, LIQUID, MATERIALS, Material
+from training.command_line import command_line
 
 OWN_POTENTIALS = Path(__file__).parent / "potentials"
 
@@ -271,6 +272,7 @@ def write_snapshot(path: Path, atoms: Atoms) -> None:
     os.replace(partial, path)
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

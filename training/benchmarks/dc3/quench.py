@@ -25,6 +25,7 @@ from training.benchmarks.dc3.md import (
     with_forces,
     write_snapshot,
 )
+from training.command_line import command_line
 
 
 def quenched_path(snapshot: Path) -> Path:
@@ -43,6 +44,7 @@ def quench(material: Material, atoms: Atoms, potentials: Path | None) -> Atoms:
     return result
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.benchmarks.defects.cases import CASES, NOISE, Denoises, Row, Settings
+from training.command_line import command_line
 from zoo.errors import ZooError
 
 #: Cases that go into the section ``surfaces`` of the metrics; the others go into ``defects``.
@@ -34,6 +35,7 @@ class Nothing:
         return atoms.copy()
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.defects",

@@ -46,6 +46,7 @@ from training.benchmarks.polymorphs.sites import (
     on_site,
 )
 from training.benchmarks.polymorphs.store import KEPT, MELT, run_folder
+from training.command_line import command_line
 from training.polymorphs import SILICA, orthogonal
 
 SILICA_MELT = "silica melt"
@@ -185,6 +186,7 @@ def simulate(case: Case, temperature: float, out: Path, schedule: Schedule, seed
     )  # fmt: skip
 
 
+@command_line()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.polymorphs.silica",

@@ -16,6 +16,7 @@ from pathlib import Path
 from training.benchmarks.dc3.copies import WINDOW, files, vibration_time, write_with_copies
 from training.benchmarks.dc3.materials import MATERIALS, Material
 from training.benchmarks.dc3.md import frame_of, with_forces
+from training.command_line import command_line
 
 #: Unit cells along the box, and how hot the half that is to melt is made, in melting points.
 LENGTH, HOT = 2.5, 3.0
@@ -67,6 +68,7 @@ def simulate(
     lmp.close()
 
 
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
