@@ -114,6 +114,8 @@ def test_the_recipe_is_the_one_that_makes_this_checkpoint(record: Record) -> Non
         made = {key: getattr(recipe, key) for key in (*keys, *(["backbone"] if one_molecule else []))}
         sampler = ("sigma_min", "sigma_max", "n_levels", "rho", "solver", "batch_slots")
         made |= {each.name: each.default for each in fields(ScoreDynamicsConfig) if each.name in sampler}
+        if found.config.get("sides"):  # from the data: --releases
+            made["architecture"] = {**recipe.architecture, "n_labels": 2}
         made |= {"molecule": recipe.molecule().to_json() if one_molecule else {}, **recipe.sampler}
     assert {key: found.config[key] for key in made} == made
 

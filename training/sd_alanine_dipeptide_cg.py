@@ -29,6 +29,8 @@ RECIPE = Recipe(
     hold_out=HOLD_OUT,
     validation=VALIDATION,
     n_steps=20000,
+    # As with all atoms: eight levels do as well as twelve, and one walker pays for all slots.
+    sampler={"n_levels": 8, "batch_slots": 16},
 )
 
 
