@@ -426,7 +426,9 @@ def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(nothing: boo
     assert finetune_dynamics.main(arguments) == 0
     old, new = ScoreDynamics.from_pretrained("sd-alanine-dipeptide-cg"), ScoreDynamics.from_pretrained(out)
     assert new.molecule == old.molecule
-    assert new.config.architecture == old.config.architecture
+    labels = {"n_labels"} if nothing else set()  # sides of a barrier are not kept by what begins from nothing
+    kept = {key: value for key, value in old.config.architecture.items() if key not in labels}
+    assert new.config.architecture == kept
     assert (new.config.temperature, new.lag_time) == (310.0, 2.0 if nothing else 1.0)
     result = read_metrics(out)["sections"]["training"]["results"][0]
     assert result["samples_per_step"] == 32

@@ -39,7 +39,14 @@ TORSIONS = ((0, 1, 3, 5), (1, 3, 5, 6))
 
 @pytest.fixture(scope="module")
 def plain() -> ScoreDynamics:
-    return ScoreDynamics.from_pretrained(CG)
+    """The released one without its sides."""
+    released = ScoreDynamics.from_pretrained(CG)
+    architecture = {k: v for k, v in released.config.architecture.items() if k != "n_labels"}
+    config = replace(released.config, architecture=architecture, sides=None)
+    denoiser = config.build()
+    own = denoiser.state_dict()
+    denoiser.load_state_dict({k: v for k, v in released.denoiser.state_dict().items() if k in own})
+    return ScoreDynamics(config, denoiser)
 
 
 def sided(plain: ScoreDynamics, share: float, labels: float = 0.0) -> ScoreDynamics:

@@ -20,7 +20,7 @@ def trained_on(model: ScoreDynamics) -> set[str]:
     """
     training = model.metrics.get("sections", {}).get("training", {})
     parts = [each.get("segments", {}) for each in (training, *training.get("earlier", []))]
-    silent = sum(not part for part in parts)
+    silent = sum(not part for part in parts) if training else 0
     if silent:
         print(
             f"note: {silent} of {len(parts)} trainings of {model.name} do not say which segments they used",
