@@ -315,14 +315,14 @@ def test_blocks_of_another_molecule_bias_or_nonsense_are_one_line(
 
     bias = {"kj_mol": [[1.0]], "ridge_degrees": [0, 25]}
     (tmp_path / BIAS).write_text(json.dumps(bias))
-    write_record(tmp_path / "flat-00000.npz", block(n_frames=11))
+    write_record(tmp_path / "flat-08000.npz", block(n_frames=11))
     assert "another bias" in told()
     (tmp_path / BIAS).write_text(json.dumps({**bias, "kj_mol": [[0.0]]}))
     assert "on top of each other" in told()
     small = block(n_frames=11)
     small.pos_nm = small.pos_nm[:, :3]
-    write_record(tmp_path / "flat-00000.npz", small)
+    write_record(tmp_path / "flat-08000.npz", small)
     assert "of 3 atoms: another molecule" in told()
     short = block(n_frames=11, walker={"number": 0, "visited_every_ps": 1.0})
-    write_record(tmp_path / "flat-00000.npz", short)
+    write_record(tmp_path / "flat-08000.npz", short)
     assert "which do not count" in told()
