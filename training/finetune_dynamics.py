@@ -40,7 +40,7 @@ from training.reference_md.segments import Segment
 from training.score_dynamics.fit import printed
 from training.score_dynamics.learners import Request, learner
 from training.score_dynamics.own_md import split
-from training.score_dynamics.recipe import summary
+from training.score_dynamics.recipe import summary, trainings
 from training.score_dynamics.verdicts import figures, judged
 from zoo.analysis.dihedrals import chain_torsions, choose_dihedrals
 from zoo.analysis.evaluation import Evaluation, evaluate
@@ -253,10 +253,7 @@ def _report(
 
 def _earlier(old: ScoreDynamics) -> list[dict[str, Any]]:
     section = old.metrics.get("sections", {}).get("training")
-    if section is None:
-        return []
-    told = {"command": section["command"], "segments": section.get("segments", {})}
-    return [*section.get("earlier", []), {**section["results"][0], **told}]
+    return [] if section is None else trainings(section)
 
 
 def _command(args: argparse.Namespace, old: ScoreDynamics) -> str:

@@ -163,11 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        try:
-            results = measure(browser, args.rounds)
-        except ZooError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        results = measure(browser, args.rounds)
         chromium_version = browser.version
         browser.close()
     for key, value in results.items():

@@ -198,6 +198,11 @@ def earlier(start_from: Path | None) -> list[dict[str, Any]]:
     section = read_metrics(start_from.parent).get("sections", {}).get("training")
     if section is None:
         raise ZooError(f"{start_from}: no metrics beside it say how it was trained")
+    return trainings(section)
+
+
+def trainings(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All that led to a checkpoint, by the section `training` of its metrics; the first one first."""
     told = {"command": section["command"], "segments": section.get("segments", {})}
     return [*section.get("earlier", []), {**section["results"][0], **told}]
 

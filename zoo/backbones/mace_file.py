@@ -30,7 +30,9 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _DEEPEST, _MOST = 50, 20000  # modules within modules, and in all
-_REBUILT = ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+# Functions of PyTorch that a pickle calls for a tensor, and for a parameter around one.
+_TENSOR = "_rebuild_tensor_v2"
+_PARAMETER = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 
 
 class Part:
@@ -180,9 +182,9 @@ class _Storages:
         ------
         CheckpointError : it is one of an unknown type, or of more numbers than are there.
         """
-        while isinstance(value, Part) and value.kind in _REBUILT[1:]:
+        while isinstance(value, Part) and value.kind in _PARAMETER:
             value = value.arguments[0]
-        if not isinstance(value, Part) or value.kind != _REBUILT[0]:
+        if not isinstance(value, Part) or value.kind != _TENSOR:
             return None
         storage, offset, size, stride = value.arguments[:4]
         numbers = self._numbers(storage)
