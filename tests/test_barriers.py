@@ -15,6 +15,7 @@ import zoo
 from tests.barrier_chain import KT, PHI, N, angles_of, bias, chain, walked
 from training.benchmarks.barriers.__main__ import main, recorded_rollout, rows
 from training.benchmarks.barriers.crossings import crossings, estimates
+from training.benchmarks.barriers.pooled import pooled, product, together
 from training.metrics import record
 from training.reference_md import read_segments
 from training.reference_md.releases import Bias, read_blocks
@@ -237,10 +238,73 @@ def test_rows_compare_with_the_long_rollout() -> None:
         ("group mfpt", "phi > 0 → phi < 0"): {"rollout": 9000.0, "rollout_interval": "7e3 to 1e4"},
         ("markov population", "alpha-L"): {"rollout": 0.015, "rollout_interval": "0.01 to 0.02"},
     }
-    slow, inside, unknown = rows(md, rollout)
+    slow, inside, unknown = rows(md, {("population", "C7ax"): Estimate(0.03, 0.02, 0.04, 50)}, rollout)
     assert (slow["ratio"], slow["inside"], slow["verdict"], slow["unit"]) == (3.0, False, "× 3.00", "ps")
     assert (inside["verdict"], inside["md_interval"], inside["unit"]) == ("inside", "0.005 to 0.02", "")
     assert (unknown["rollout"], unknown["ratio"], unknown["verdict"]) == (None, None, "–")
+    assert (unknown["md"], unknown["walkers"], unknown["of"]) == (0.03, 0.01, "walkers and plain MD")
+    assert (inside["md"], inside["walkers"], inside["of"]) == (0.01, 0.01, "walkers")
+
+
+def test_two_references_together_are_surer_than_each() -> None:
+    half = Estimate(0.5, 0.3, 0.7, 10)
+    both = together(half, half)
+    assert both is not None and both.low is not None and both.high is not None
+    assert (both.value, both.events) == (0.5, 20)
+
+    def width(one: Estimate) -> float:
+        assert one.low is not None and one.high is not None
+        return float(np.log(one.high / (1 - one.high)) - np.log(one.low / (1 - one.low)))
+
+    assert width(both) == pytest.approx(width(half) / np.sqrt(2))
+    sure = together(Estimate(0.6, 0.599, 0.601, 10**6), half)
+    assert sure is not None and sure.value == pytest.approx(0.6, abs=1e-4)
+    # a part of a whole that is nearly known, and the other way around
+    for one, other in ((half, Estimate(0.9, 0.8999, 0.9001, 9)), (Estimate(0.9, 0.8999, 0.9001, 9), half)):
+        share = product(one, other)
+        assert share is not None and share.value == pytest.approx(0.45)
+        assert share.low is not None and share.high is not None
+        assert (share.low, share.high) == (pytest.approx(0.27, abs=0.02), pytest.approx(0.64, abs=0.02))
+
+
+def test_intervals_of_two_references_together_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        pair = []
+        for n in (60, 150):
+            s = rng.binomial(n, 0.7, 2000) / n  # what resampling would give, around what was found
+            low, high = np.quantile(s - s.mean() + (found := rng.binomial(n, 0.7) / n), [0.025, 0.975])
+            pair.append(Estimate(float(found), float(low), float(high), n))
+        both = together(*pair)
+        assert both is not None
+        inside += bool(both.contains(0.7))
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [Estimate(0.5, None, None, 3, "too few events"), Estimate(None, None, None, 0),
+     Estimate(0.5, 0.2, None, 9), Estimate(0.9, 0.5, 1.0, 9),
+     Estimate(0.1, 0.0, 0.2, 9), Estimate(0.5, 0.5, 0.5, 9)],
+)  # fmt: skip
+def test_what_one_reference_does_not_know_is_left_to_the_other(unknown: Estimate) -> None:
+    known = Estimate(0.5, 0.3, 0.7, 10)
+    assert together(unknown, known) is None and together(known, unknown) is None
+    assert product(unknown, known) is None and product(known, unknown) is None
+
+
+def test_only_shares_within_groups_of_two_are_pooled() -> None:
+    basins, known, half = alanine_basins(), Estimate(0.5, 0.3, 0.7, 10), Estimate(0.5, 0.4, 0.6, 20)
+    walkers = {
+        **{("population", name): known for name in basins.names},
+        **{("group population", group): Estimate(0.8, 0.7, 0.9, 10) for group, _ in basins.groups},
+        **{("group population", f"{n} within {g}"): known for g, names in basins.groups for n in names},
+    }
+    assert pooled(walkers, {}, basins) == {}
+    found = pooled(walkers, {("group population", "beta within phi < 0"): half}, basins)
+    assert set(found) == {("group population", "beta within phi < 0"), ("population", "beta")}
+    assert found["population", "beta"].value == pytest.approx(0.4)
 
 
 def checkpoint(tmp_path: Path) -> Path:

@@ -216,7 +216,14 @@ def test_a_state_of_other_structures_is_not_continued(
     assert "trained with other settings (structures)" in capsys.readouterr().err
 
 
+@pytest.fixture
+def two_noises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured before and after takes most of the time of a short run."""
+    monkeypatch.setattr(recipe, "NOISES", (0.06, recipe.JUDGED))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_noises")
 def test_fluorite_is_learned_and_nothing_is_forgotten(fluorite: Path, tmp_path: Path) -> None:
     """In a fifth of the steps that `zoo finetune` takes."""
     out = tmp_path / "my-denoiser"
@@ -239,11 +246,14 @@ def test_fluorite_is_learned_and_nothing_is_forgotten(fluorite: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_denoiser_from_nothing_knows_its_crystal_and_no_other(fluorite: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("two_noises")
+def test_a_denoiser_from_nothing_knows_its_crystal_and_no_other(
+    fluorite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "_BATCH", 700)
     out = tmp_path / "only-fluorite"
-    status = cli(
-        ["finetune", "denoiser-elements", "--structure", str(fluorite), "-o", str(out), "--from-nothing"]
-        + ["--steps", "60"]
+    status = recipe.main(
+        ["denoiser-elements", "--structure", str(fluorite), "-o", str(out), "--from-nothing", "--steps", "60"]
     )
     assert status == 0
     metrics = json.loads((out / "metrics.json").read_text())["sections"]

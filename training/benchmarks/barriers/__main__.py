@@ -6,8 +6,9 @@
 Tens of nanoseconds of MD hold one or two crossings of a high barrier, which is no reference for the rates
 of a propagator.  Here the reference is what walkers on a flattened surface visited and released
 (`training.reference_md.flattened`); `crossings.py` beside this file tells how populations and mean
-first-passage times follow.  The propagator's figures are those of its long rollout, which
-`training.benchmarks.kinetics --record` must have recorded for the same weights.
+first-passage times follow.  How a side is shared out among its basins, held-out plain MD says too, if there
+is enough of it: such shares are those of both together (`pooled.py`).  The figures of the propagator and of
+plain MD are those that `training.benchmarks.kinetics --record` wrote for the same weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmarks.barriers.crossings import Key, estimates
+from training.benchmarks.barriers.pooled import pooled
 from training.benchmarks.held_out import trained_on
 from training.benchmarks.kinetics.__main__ import interval, shown
 from training.command_line import command_line
@@ -39,10 +41,16 @@ SHORT_LAG = 1.0
 _OF_ROLLOUT = {"population": "markov population"}
 
 
-def rows(md: Mapping[Key, Estimate], rollout: Mapping[Key, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One flat row per figure of the MD, with that of the rollout."""
+def rows(
+    walkers: Mapping[Key, Estimate], both: Mapping[Key, Estimate], rollout: Mapping[Key, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """One flat row per figure of the MD, with that of the rollout.
+
+    ``both`` has the figures that are those of walkers and plain MD together.
+    """
     result = []
-    for (kind, name), each in md.items():
+    for (kind, name), alone in walkers.items():
+        each = both.get((kind, name), alone)
         other = rollout.get((_OF_ROLLOUT.get(kind, kind), name), {})
         long = Estimate(other.get("rollout"), None, None, 0)
         quantity = Quantity(kind, name, "ps" if "mfpt" in kind else "", each, long)
@@ -57,6 +65,9 @@ def rows(md: Mapping[Key, Estimate], rollout: Mapping[Key, Mapping[str, Any]]) -
                 "md_high": each.high,
                 "md_interval": interval(each.low, each.high, each.note),
                 "md_events": each.events,
+                "of": "walkers and plain MD" if (kind, name) in both else "walkers",
+                "walkers": alone.value,
+                "walkers_interval": interval(alone.low, alone.high, alone.note),
                 "rollout": long.value,
                 "rollout_interval": other.get("rollout_interval", "–"),
                 "ratio": ratio,
@@ -85,6 +96,15 @@ def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
             "run training.benchmarks.kinetics --record"
         )
     return {(row["kind"], row["name"]): row for row in sections["kinetics"]["results"]}
+
+
+def plain_md(rollout: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Estimate]:
+    """What the held-out segments beside the long rollout say of groups."""
+    return {
+        key: Estimate(row.get("md"), row.get("md_low"), row.get("md_high"), int(row.get("md_events") or 0))
+        for key, row in rollout.items()
+        if key[0] == "group population"
+    }
 
 
 @command_line()
@@ -130,7 +150,8 @@ def _run(args: argparse.Namespace) -> int:
     half = data.paths.shape[1] // 2 * data.dt
     lag = model.lag_time if model.lag_time <= half else SHORT_LAG
     md, crossing = estimates(data, bias, alanine_basins(), lag, args.resamples, args.seed)
-    table = rows(md, recorded_rollout(args.checkpoint))
+    rollout = recorded_rollout(args.checkpoint)
+    table = rows(md, pooled(md, plain_md(rollout), alanine_basins()), rollout)
     n = len(data.paths)
     print(
         f"{data.n_units} stretches of walkers: {len(data.visited)} frames, {n} releases, {crossing.events} "
@@ -138,10 +159,10 @@ def _run(args: argparse.Namespace) -> int:
     )
     print(f"transitions are counted in frames {lag:g} ps apart")
     for row in table:
+        md_told = f"{row['md_interval']}, {row['md_events']}, {row['of']}"
         print(
-            f"{row['kind']:17} {row['name']:24} MD {shown(row['md']):>9} ({row['md_interval']}, "
-            f"{row['md_events']})  rollout {shown(row['rollout']):>9} ({row['rollout_interval']})  "
-            f"{row['verdict']}"
+            f"{row['kind']:17} {row['name']:24} MD {shown(row['md']):>9} ({md_told})  "
+            f"rollout {shown(row['rollout']):>9} ({row['rollout_interval']})  {row['verdict']}"
         )
     if args.record:
         names = " ".join(f"'{each}'" if set(each) & set("*?[") else each for each in args.blocks)
