@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from tests.barrier_chain import KT, PHI, N, angles_of, bias, chain, walked
-from training.benchmarks.barriers.__main__ import main, recorded_rollout, rows
+from training.benchmarks.barriers.__main__ import main, plain_md, recorded_rollout, rows
 from training.benchmarks.barriers.crossings import crossings, estimates
 from training.benchmarks.barriers.pooled import pooled, product, together
 from training.metrics import record
@@ -238,25 +238,36 @@ def test_rows_compare_with_the_long_rollout() -> None:
         ("group mfpt", "phi > 0 → phi < 0"): {"rollout": 9000.0, "rollout_interval": "7e3 to 1e4"},
         ("markov population", "alpha-L"): {"rollout": 0.015, "rollout_interval": "0.01 to 0.02"},
     }
-    slow, inside, unknown = rows(md, {("population", "C7ax"): Estimate(0.03, 0.02, 0.04, 50)}, rollout)
+    slow, inside, unknown = rows(
+        md,
+        {("population", "C7ax"): Estimate(0.05, None, None, 2, "too few events")},
+        {("population", "C7ax"): Estimate(0.03, 0.02, 0.04, 50)},
+        rollout,
+    )
     assert (slow["ratio"], slow["inside"], slow["verdict"], slow["unit"]) == (3.0, False, "× 3.00", "ps")
     assert (inside["verdict"], inside["md_interval"], inside["unit"]) == ("inside", "0.005 to 0.02", "")
     assert (unknown["rollout"], unknown["ratio"], unknown["verdict"]) == (None, None, "–")
-    assert (unknown["md"], unknown["walkers"], unknown["of"]) == (0.03, 0.01, "walkers and plain MD")
-    assert (inside["md"], inside["walkers"], inside["of"]) == (0.01, 0.01, "walkers")
+    assert (unknown["md"], unknown["walkers"], unknown["md_of"]) == (0.03, 0.01, "both")
+    assert (unknown["plain_md"], unknown["plain_md_interval"]) == (0.05, "too few events")
+    assert (inside["md"], inside["walkers"], inside["md_of"]) == (0.01, 0.01, "walkers")
+    assert (inside["walkers_interval"], inside["walkers_events"]) == ("0.005 to 0.02", 40)
+    assert "plain_md" not in inside
 
 
 def test_two_references_together_are_surer_than_each() -> None:
     half = Estimate(0.5, 0.3, 0.7, 10)
     both = together(half, half)
     assert both is not None and both.low is not None and both.high is not None
-    assert (both.value, both.events) == (0.5, 20)
+    assert (both.value, both.events) == (0.5, 10)
 
-    def width(one: Estimate) -> float:
-        assert one.low is not None and one.high is not None
-        return float(np.log(one.high / (1 - one.high)) - np.log(one.low / (1 - one.low)))
+    def odds(share: float) -> float:
+        return float(np.log(share / (1 - share)))
 
-    assert width(both) == pytest.approx(width(half) / np.sqrt(2))
+    assert odds(both.high) == pytest.approx(odds(0.7) / np.sqrt(2)) == -odds(both.low)
+    # sides are kept apart
+    skewed = together(*2 * [Estimate(0.5, 0.2, 0.6, 10)])
+    assert skewed is not None and skewed.low is not None and skewed.high is not None
+    assert odds(skewed.low) / odds(skewed.high) == pytest.approx(odds(0.2) / odds(0.6))
     sure = together(Estimate(0.6, 0.599, 0.601, 10**6), half)
     assert sure is not None and sure.value == pytest.approx(0.6, abs=1e-4)
     # a part of a whole that is nearly known, and the other way around
@@ -267,19 +278,35 @@ def test_two_references_together_are_surer_than_each() -> None:
         assert (share.low, share.high) == (pytest.approx(0.27, abs=0.02), pytest.approx(0.64, abs=0.02))
 
 
-def test_intervals_of_two_references_together_hold_the_truth_as_often_as_they_say() -> None:
+@pytest.mark.parametrize("counts", [(60, 150), (30, 40)])
+def test_intervals_of_two_references_together_hold_the_truth_as_often_as_they_say(
+    counts: tuple[int, int],
+) -> None:
     rng = np.random.default_rng(0)
-    inside = 0
+
+    def found(n: int, truth: float) -> Estimate:
+        value = rng.binomial(n, truth) / n
+        low, high = np.quantile(rng.binomial(n, value, 2000) / n, [0.025, 0.975])  # as resampling does
+        return Estimate(value, float(low), float(high), n)
+
+    inside, of_all, n = 0, 0, 0
     for _ in range(400):
-        pair = []
-        for n in (60, 150):
-            s = rng.binomial(n, 0.7, 2000) / n  # what resampling would give, around what was found
-            low, high = np.quantile(s - s.mean() + (found := rng.binomial(n, 0.7) / n), [0.025, 0.975])
-            pair.append(Estimate(float(found), float(low), float(high), n))
-        both = together(*pair)
-        assert both is not None
+        both = together(found(counts[0], 0.7), found(counts[1], 0.7))
+        if both is None:  # a contradiction, or an interval that ends at 1
+            continue
+        n += 1
         inside += bool(both.contains(0.7))
-    assert 0.92 <= inside / 400 <= 0.98
+        share = product(both, found(200, 0.9))
+        of_all += share is None or bool(share.contains(0.7 * 0.9))
+    assert n > 350
+    assert 0.91 <= inside / n <= 0.98
+    assert 0.91 <= of_all / n <= 0.99
+
+
+def test_references_that_contradict_each_other_are_not_averaged() -> None:
+    low, high = Estimate(0.3, 0.2, 0.4, 10), Estimate(0.7, 0.6, 0.8, 10)
+    assert together(low, high) is None and together(high, low) is None
+    assert together(low, Estimate(0.7, 0.3, 0.8, 10)) is not None
 
 
 @pytest.mark.parametrize(
@@ -302,9 +329,25 @@ def test_only_shares_within_groups_of_two_are_pooled() -> None:
         **{("group population", f"{n} within {g}"): known for g, names in basins.groups for n in names},
     }
     assert pooled(walkers, {}, basins) == {}
-    found = pooled(walkers, {("group population", "beta within phi < 0"): half}, basins)
-    assert set(found) == {("group population", "beta within phi < 0"), ("population", "beta")}
+    beta, alpha = (("group population", f"{name} within phi < 0") for name in ("beta", "alpha-R"))
+    assert pooled(walkers, {beta: half}, basins) == {}  # or shares would no longer add up to 1
+    found = pooled(walkers, {beta: half, alpha: half}, basins)
+    assert set(found) == {beta, alpha, ("population", "beta"), ("population", "alpha-R")}
     assert found["population", "beta"].value == pytest.approx(0.4)
+    walkers["group population", "phi < 0"] = Estimate(0.8, None, None, 3, "too few events")
+    assert set(pooled(walkers, {beta: half, alpha: half}, basins)) == {beta, alpha}
+    three = Basins(basins.basins, (("phi < 0", ("beta", "alpha-R", "C7ax")), basins.groups[1]))
+    assert pooled(walkers, {beta: half, alpha: half}, three) == {}
+
+
+def test_plain_md_is_that_beside_the_recorded_rollout() -> None:
+    found = plain_md(recorded_rollout(CG))
+    beta, alpha = (found["group population", f"{name} within phi < 0"] for name in ("beta", "alpha-R"))
+    assert beta.has_interval and alpha.has_interval
+    assert beta.value is not None and alpha.value == pytest.approx(1 - beta.value)
+    assert all(kind == "group population" for kind, _ in found)
+    few = found["group population", "C7ax within phi > 0"]
+    assert (few.low, few.note) == (None, "too few events")
 
 
 def checkpoint(tmp_path: Path) -> Path:

@@ -17,7 +17,7 @@ from training import finetune_denoiser as recipe
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
 from training.perfect_structures import draw, read_perfect, supercell
 from training.recovery import recovery
-from zoo import registry
+from zoo import recipes, registry
 from zoo.cli import main as cli
 from zoo.denoiser import Denoiser
 from zoo.errors import StructureError
@@ -325,6 +325,32 @@ def test_mistakes_are_told_before_anything_starts(
     (out / "config.json").write_text("{}")
     assert "exists already" in told("denoiser-elements", "--structure", fluorite, "-o", out)
     assert "--structure" in told("denoiser-elements", "-o", out)
+
+
+def test_options_reach_the_recipe(
+    tmp_path: Path, fluorite: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given: list[tuple[str, list[str]]] = []
+
+    def run(module: str, arguments: list[str]) -> int:
+        given.append((module, arguments))
+        return 0
+
+    monkeypatch.setattr(recipes, "run", run)
+    out = tmp_path / "mine"
+    options = ["--structure", str(fluorite), "-o", str(out), "--from-nothing", "--steps", "7", "--seed", "3"]
+    assert cli(["finetune", "denoiser-elements", *options]) == 0
+    ((module, arguments),) = given
+    assert module == "finetune_denoiser"
+    assert arguments[:5] == ["denoiser-elements", "--structure", str(fluorite), "--out", str(out)]
+    assert {"--from-nothing", "--steps=7", "--seed=3"} <= set(arguments)
+    # and a process of its own understands them, up to the first mistake that only it can find
+    monkeypatch.undo()
+    (tmp_path / "disordered.cif").write_text("data_x\n")
+    options[1] = str(tmp_path / "disordered.cif")
+    assert cli(["finetune", "denoiser-elements", *options]) == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "disordered.cif" in error
 
 
 def test_what_is_rehearsed_is_what_the_checkpoint_knows() -> None:

@@ -18,6 +18,7 @@ import torch
 
 from tests.small_recipe import LOOP, SMALL, start
 from training import curve
+from training.errors import TrainingError
 from training.loop import LOG, LoopConfig
 from training.reference_md.segments import Record, Segment, write_record
 from training.score_dynamics import recipe as recipes
@@ -110,7 +111,7 @@ def test_translation_is_kept_between_the_frames_of_a_pair() -> None:
     ],
 )
 def test_impossible_pairs_are_refused(segments: list[Segment], lag: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TrainingError, match=message):
         transitions(segments, [0, 1], lag)
 
 
@@ -211,11 +212,11 @@ def test_bf16_computes_nearly_the_same_and_keeps_parameters_in_fp32(packed: Pack
 
 def test_a_state_of_other_data_is_refused(packed: Packed, tmp_path: Path) -> None:
     fit(packed, tmp_path, LOOP, stop_after=1)
-    with pytest.raises(ValueError, match=r"other settings \(data\)"):
+    with pytest.raises(TrainingError, match=r"other settings \(data\)"):
         fit(replace(packed, sha256="0" * 64), tmp_path, LOOP)
-    with pytest.raises(ValueError, match=r"other settings \(precision\)"):
+    with pytest.raises(TrainingError, match=r"other settings \(precision\)"):
         fit(packed, tmp_path, replace(LOOP, precision="bf16"))
-    with pytest.raises(ValueError, match="precision 'fp8' is none of"):
+    with pytest.raises(TrainingError, match="precision 'fp8' is none of"):
         fit(packed, tmp_path, replace(LOOP, precision="fp8"))
 
 
@@ -350,6 +351,8 @@ def test_every_mapping_takes_the_same_path(
         (["--hold-out", "segment-00[02]"], "none is left to train on"),
         (["--hold-out", "segment-001"], "segment-001 is asked for both as held out and for validation"),
         (["--steps", "3", "--start-from", "absent.safetensors"], "absent.safetensors"),
+        (["--steps", "3", "--seed", "-1"], "the seed is -1: it must be at least 0"),
+        (["--steps", "3", "--learning-rate", "-1"], "the learning rate is -1"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from training import denoiser_elements, lattices
 from training.denoising import DenoisingConfig, Naming, batch_maker, denoising_losses
-from training.loop import LOG, LoopConfig, _gradients, learning_rate, train
+from training.errors import TrainingError
+from training.loop import LOG, LoopConfig, _gradients, learning_rate, read_log, train
 from zoo.backbones.moments import Moments, MomentsConfig
 from zoo.denoiser import Denoiser
 
@@ -84,8 +85,27 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"n_steps": 7}, {"learning_rate": 1e-4}, {"seed": 1}])
 def test_a_state_of_other_settings_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     run(tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match=f"other settings \\({next(iter(change))}\\)"):
+    with pytest.raises(TrainingError, match=f"other settings \\({next(iter(change))}\\)"):
         run(tmp_path, LoopConfig(**{"n_steps": 6, "warmup": 2, **change}))
+
+
+def test_a_log_whose_last_line_was_cut_off_is_continued(tmp_path: Path) -> None:
+    config = LoopConfig(n_steps=6, warmup=2, log_every=2)
+    expected = run(tmp_path / "whole", config)
+    run(tmp_path / "parts", config, stop_after=4)
+    with (tmp_path / "parts" / LOG).open("a") as log:
+        log.write('{"step": 6, "lo')
+    assert [row["step"] for row in read_log(tmp_path / "parts")] == [2, 4]
+    assert same(run(tmp_path / "parts", config), expected)
+    assert [row["step"] for row in read_log(tmp_path / "parts")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("row", ["{", "3", '{"loss": 1.0}', '{"step": "2"}'])
+def test_a_damaged_log_is_told(tmp_path: Path, row: str) -> None:
+    run(tmp_path, stop_after=1)
+    (tmp_path / LOG).write_text(f"{row}\n")
+    with pytest.raises(TrainingError, match=r"log.jsonl is damaged: delete .* to start anew"):
+        run(tmp_path)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
@@ -97,7 +117,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, cwd=root) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="another process is training in"):
+        with pytest.raises(TrainingError, match="another process is training in"):
             run(tmp_path)
         other.kill()  # however it ends, the folder is free again
     run(tmp_path)

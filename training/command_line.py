@@ -13,25 +13,20 @@ P = ParamSpec("P")
 _INTERRUPTED = 130  # as a shell tells it
 
 
-def command_line(
-    stopped: str = "stopped", *, also: tuple[type[Exception], ...] = ()
-) -> Callable[[Callable[P, int]], Callable[P, int]]:
+def command_line(stopped: str = "stopped") -> Callable[[Callable[P, int]], Callable[P, int]]:
     """For a ``main`` that returns its exit status.
 
     Parameters
     ----------
     stopped : said after Ctrl-C: what is kept, and how to go on.
-    also : exceptions that tell of a user's mistake here, besides those of zoo.
     """
-
-    mistakes: tuple[type[BaseException], ...] = (ZooError, *also)
 
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> int:
             try:
                 return main(*args, **kwargs)
-            except mistakes as error:
+            except ZooError as error:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:

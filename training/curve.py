@@ -6,13 +6,12 @@ python -m training.curve build/sd-alanine-dipeptide-cg-training          # write
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
 from training.command_line import command_line
-from training.loop import LOG
+from training.loop import LOG, read_log
 
 CURVE = "curve.png"
 
@@ -23,7 +22,7 @@ def draw_curve(folder: Path) -> bool:
         from matplotlib.figure import Figure  # not pyplot: no backend is chosen for anybody
     except ImportError:
         return False
-    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    rows = read_log(folder)
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(7, 5), layout="constrained")
     loss, speed = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

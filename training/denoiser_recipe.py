@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from training.command_line import command_line
 from training.denoising import DenoisingConfig, Naming, batch_maker, denoising_losses
 from training.first_card import write_first_card
 from training.lattices import Sample
-from training.loop import LOG, LoopConfig, train
+from training.loop import LoopConfig, read_log, train
 from training.metrics import record
 from zoo.backbones.mace_file import MaceFile, read_mace_file
 from zoo.backbones.mace_foundation import config_like, start_from
@@ -55,7 +54,7 @@ class DenoiserRecipe:
     naming: float = 0.0
 
 
-@command_line("stopped; the same command continues from the last save", also=(ValueError,))
+@command_line("stopped; the same command continues from the last save")
 def main(recipe: DenoiserRecipe, text: str | None, argv: Sequence[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -139,7 +138,7 @@ def _run(recipe: DenoiserRecipe, args: argparse.Namespace, start: _Start | None,
     if args.stop_after is not None and args.stop_after < last:
         console.print(f"stopped after step {args.stop_after} as asked; run again to continue")
         return 0
-    rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    rows = read_log(state)
     config = DenoiserConfig(
         name=recipe.name,
         version=recipe.version,

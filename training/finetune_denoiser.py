@@ -41,7 +41,7 @@ from training.command_line import command_line
 from training.denoising import DenoisingConfig, batch_maker, denoising_losses
 from training.finished import REPORTS, finish, workplace
 from training.first_card import write_first_card
-from training.loop import LOG, STATE, LoopConfig, train
+from training.loop import LOG, STATE, LoopConfig, read_log, train
 from training.metrics import record
 from training.perfect_structures import Perfect, draw, read_perfect, supercell
 from training.polymorphs import POLYMORPHS
@@ -300,13 +300,10 @@ def _trained(
             step = max(_steps_done(folder) - 1, 0) // _LOOK * _LOOK
             while step < args.steps and not why:
                 step = min(step + _LOOK, args.steps)
-                try:
-                    average = train(
-                        network, make, losses, loop, folder, workers=args.workers, stop_after=step,
-                        settings=settings,
-                    )  # fmt: skip
-                except ValueError as error:
-                    raise ZooError(str(error)) from None
+                average = train(
+                    network, make, losses, loop, folder, workers=args.workers, stop_after=step,
+                    settings=settings,
+                )  # fmt: skip
                 best.load_state_dict(average)
                 seconds = earlier + _seconds(folder)
                 shares = judged(replaced(old, best.requires_grad_(False)), among)
@@ -349,12 +346,12 @@ def _steps_done(state: Path) -> int:
     log = state / LOG
     if not (state / STATE).exists() or not log.exists():
         return 0
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = read_log(state)
     return int(rows[-1]["step"]) if rows else 0
 
 
 def _seconds(state: Path) -> float:
-    return float(json.loads((state / LOG).read_text().splitlines()[-1])["seconds"])
+    return float(read_log(state)[-1]["seconds"])
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from rich.console import Console
 from training.command_line import command_line
 from training.finished import REPORTS, finish, workplace
 from training.first_card import write_first_card
-from training.loop import LOG, PRECISIONS, LoopConfig
+from training.loop import PRECISIONS, LoopConfig, read_log
 from training.metrics import record
 from training.own_simulation import check_length, simulate
 from training.reference_md.segments import Segment
@@ -53,7 +52,7 @@ from zoo.rollout import roll_out
 from zoo.score_dynamics import ScoreDynamics
 
 
-@command_line("interrupted: the same command continues, from two minutes ago at most", also=(ValueError,))
+@command_line("interrupted: the same command continues, from two minutes ago at most")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
@@ -155,7 +154,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         precision=args.precision,
     )
     model, average = lesson.fit(loop, args.stop_after, printed(state))
-    rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    rows = read_log(state)
     if rows[-1]["step"] < loop.n_steps:
         console.print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
         return 0

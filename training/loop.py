@@ -26,6 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.errors import TrainingError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -36,7 +38,12 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Schedule of a run; all of it is stored with the state and must not change on resume."""
+    """Schedule of a run; all of it is stored with the state and must not change on resume.
+
+    Raises
+    ------
+    TrainingError : an unknown precision, a learning rate that is not positive, or a negative seed.
+    """
 
     n_steps: int = 2600
     learning_rate: float = 2e-3
@@ -48,6 +55,14 @@ class LoopConfig:
     checkpoint_every: float = 120.0  # seconds
     log_every: int = 50  # steps
     precision: str = "fp32"  # or "bf16": what the losses let networks multiply in; all else is float32
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if not self.learning_rate > 0:
+            raise TrainingError(f"the learning rate is {self.learning_rate:g}: it must be greater than 0")
+        if self.seed < 0:
+            raise TrainingError(f"the seed is {self.seed}: it must be at least 0")
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -95,11 +110,11 @@ def train(
 
     Raises
     ------
-    ValueError : the folder holds the state of a run with another configuration, another process trains in
-        it, or an unknown precision.
+    TrainingError : the folder holds the state of a run with another configuration or a damaged log, another
+        process trains in it, or there are no workers.
     """
-    if config.precision not in PRECISIONS:
-        raise ValueError(f"precision {config.precision!r} is none of {', '.join(PRECISIONS)}")
+    if workers < 1:
+        raise TrainingError(f"{workers} threads: at least 1 is needed")
     folder.mkdir(parents=True, exist_ok=True)
     if accelerator is None or accelerator.is_main_process:
         _hold(folder)
@@ -174,7 +189,7 @@ def _hold(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise ValueError(f"another process is training in {folder}: wait for it, or stop it") from None
+        raise TrainingError(f"another process is training in {folder}: wait for it, or stop it") from None
     _held[info.st_dev, info.st_ino] = descriptor
 
 
@@ -251,6 +266,24 @@ def _ahead(
             yield current
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log, in the order of their steps.
+
+    Raises
+    ------
+    TrainingError : it is damaged.  A last line without an end, of a process that was killed while it wrote,
+        is no damage: that row is left out.
+    """
+    whole = (folder / LOG).read_text().rpartition("\n")[0].splitlines()
+    try:
+        rows = [json.loads(line) for line in whole]
+        if not all(isinstance(row["step"], int) for row in rows):
+            raise ValueError("a step is no number")
+    except (ValueError, KeyError, TypeError):
+        raise TrainingError(f"{folder / LOG} is damaged: delete {folder} to start anew") from None
+    return rows
+
+
 def _settings(config: LoopConfig, settings: Mapping[str, str] | None) -> dict[str, Any]:
     return {**asdict(config), **(settings or {})}
 
@@ -299,7 +332,7 @@ def _resume(
         either = {**before, **settings}
         changed = [k for k in either if before.get(k) != settings.get(k) and not k.endswith("_every")]
         if changed:
-            raise ValueError(
+            raise TrainingError(
                 f"{path} was trained with other settings ({', '.join(changed)}): "
                 "use the same settings to continue or another folder to start anew"
             )
@@ -314,6 +347,6 @@ def _resume(
     step = int(metadata["step"])
     log = folder / LOG
     if is_main and log.exists():  # rows after the saved state will be written again
-        rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
-        log.write_text("".join(row + "\n" for row in rows))
+        rows = [row for row in read_log(folder) if row["step"] <= step]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return step, float(metadata["seconds"])

@@ -241,7 +241,7 @@ def fit(
     return model, best.parameters(average) if best else average
 
 
-@command_line("stopped; the same command continues from the last save", also=(ValueError,))
+@command_line("stopped; the same command continues from the last save")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ import torch
 
 from training.command_line import command_line
 from training.first_card import write_first_card
-from training.loop import LOG
+from training.loop import read_log
 from training.metrics import record
 from training.reference_md.segments import TOPOLOGY, Segment, read_segments
 from training.score_dynamics.families import Member, PackedFamily, fit, read_packed, write_packed
@@ -182,7 +181,7 @@ def power_law(sizes: Sequence[float], variances: Sequence[float]) -> tuple[float
     return round(float(a), 5), round(float(b), 5)
 
 
-@command_line("stopped; the same command continues from the last save", also=(ValueError,))
+@command_line("stopped; the same command continues from the last save")
 def main(recipe: FamilyRecipe, text: str | None, argv: Sequence[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -228,7 +227,7 @@ def _run(recipe: FamilyRecipe, args: argparse.Namespace, state: Path) -> int:
         packed, state, loop, start_from=args.start_from, workers=args.threads,
         stop_after=args.stop_after, report=printed(state),
     )  # fmt: skip
-    rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    rows = read_log(state)
     if rows[-1]["step"] < loop.n_steps:
         print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
         return 0

@@ -69,7 +69,7 @@ def fit(
 
     Raises
     ------
-    ValueError : ``state`` belongs to other data or settings.
+    TrainingError : ``state`` belongs to other data or settings.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop.seed)
@@ -245,7 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--stop-after", type=int, help="save and stop after this step; run again to continue")
 
 
-@command_line("stopped; the same command continues from the last save", also=(ValueError,))
+@command_line("stopped; the same command continues from the last save")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

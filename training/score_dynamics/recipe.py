@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import re
 import shlex
 from collections import Counter
@@ -18,7 +17,7 @@ import torch
 
 from training.command_line import command_line
 from training.first_card import write_first_card
-from training.loop import LOG
+from training.loop import read_log
 from training.metrics import record
 from training.reference_md.releases import read_flattened, simulated_ps
 from training.reference_md.segments import Segment, read_segments
@@ -218,7 +217,7 @@ def shortened(names: Sequence[str]) -> list[str]:
     ]
 
 
-@command_line("stopped; the same command continues from the last save", also=(ValueError,))
+@command_line("stopped; the same command continues from the last save")
 def main(recipe: Recipe, text: str | None, argv: list[str] | None = None) -> int:
     """The command line of a recipe."""
     parser = argparse.ArgumentParser(
@@ -288,7 +287,7 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         stop_after=args.stop_after,
         report=printed(state),
     )
-    rows = [json.loads(line) for line in (state / LOG).read_text().splitlines()]
+    rows = read_log(state)
     if rows[-1]["step"] < loop.n_steps:
         print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
         return 0

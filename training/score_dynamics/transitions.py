@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from training.errors import TrainingError
 from training.reference_md.segments import Segment
 from zoo.diffusion import log_normal_sigma
 from zoo.molecules.rigid import centred, rotation_vector, superposition, without_rigid_motion
@@ -75,7 +76,7 @@ def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: flo
 
     Raises
     ------
-    ValueError : no pairs, or the lag time is no multiple of the interval between frames.
+    TrainingError : no pairs, or the lag time is no multiple of the interval between frames.
     """
     frames: list[Tensor] = []
     origins: list[Tensor] = []
@@ -83,7 +84,7 @@ def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: flo
     for segment in segments:
         lag = round(lag_time / segment.dt)
         if lag < 1 or not math.isclose(lag * segment.dt, lag_time, rel_tol=1e-6):
-            raise ValueError(
+            raise TrainingError(
                 f"{segment.path}: frames every {segment.dt} ps do not make a lag of {lag_time} ps"
             )
         x = torch.from_numpy(np.ascontiguousarray(segment.positions[:, list(sites)])).double()
@@ -93,9 +94,9 @@ def transitions(segments: Iterable[Segment], sites: Sequence[int], lag_time: flo
         offset += len(x)
         lags.add(lag)
     if not origins or not sum(map(len, origins)):
-        raise ValueError("no pairs of frames: the segments are shorter than the lag time")
+        raise TrainingError("no pairs of frames: the segments are shorter than the lag time")
     if len(lags) > 1:
-        raise ValueError("the segments have different intervals between frames")
+        raise TrainingError("the segments have different intervals between frames")
     return Transitions(torch.cat(frames), torch.cat(origins), lags.pop(), lag_time)
 
 
@@ -136,7 +137,7 @@ def make_batches(
             to_side.append((rows.numpy(), over.weight[rows].cumsum(0).numpy()))
     n_plain = batch_size - 2 * n_each
     if n_plain < 1:
-        raise ValueError(f"a batch of {batch_size} has no place for pairs over a barrier")
+        raise TrainingError(f"a batch of {batch_size} has no place for pairs over a barrier")
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
         before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=n_plain)))

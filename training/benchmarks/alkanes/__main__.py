@@ -137,7 +137,7 @@ def speed_of_rollout(model: ScoreDynamics, folder: Path, walkers: int, seconds: 
         steps = max(steps * 2, int(1.2 * steps * seconds / spent))
 
 
-@command_line(also=(ValueError,))
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmarks.alkanes",
@@ -165,6 +165,10 @@ def _run(args: argparse.Namespace) -> int:
     if not trained:
         raise ZooError(f"{args.checkpoint}: its metrics do not say what it was trained on")
     rows = []
+    if args.record:
+        unknown = sorted({folder.name for folder in args.data} - set(SYSTEMS))
+        if unknown:
+            raise ZooError(f"no molecule is called {', '.join(unknown)}: name folders of --data by molecules")
     for folder in args.data:
         if not (folder / "topology.pdb").exists():
             continue

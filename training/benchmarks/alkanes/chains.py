@@ -14,6 +14,7 @@ from zoo.analysis.dihedrals import chain_torsions
 from zoo.analysis.divergence import divergence
 from zoo.analysis.kinetics import torsions
 from zoo.analysis.rates import milestones
+from zoo.errors import StructureError
 from zoo.molecules.molecule import Molecule
 
 Array = npt.NDArray[np.float64]
@@ -87,7 +88,7 @@ def measure(
                 )
             )
     if not rows:
-        raise ValueError(f"no trajectory is as long as a block of {block:g} ps")
+        raise StructureError(f"no trajectory is as long as a block of {block:g} ps")
     frames, share, changes, histogram, sums, n_frames = (np.stack(c) for c in zip(*rows, strict=True))
     return Blocks(frames, share, changes, histogram, sums, n_frames, interval)
 

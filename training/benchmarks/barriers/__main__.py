@@ -42,11 +42,14 @@ _OF_ROLLOUT = {"population": "markov population"}
 
 
 def rows(
-    walkers: Mapping[Key, Estimate], both: Mapping[Key, Estimate], rollout: Mapping[Key, Mapping[str, Any]]
+    walkers: Mapping[Key, Estimate],
+    plain: Mapping[Key, Estimate],
+    both: Mapping[Key, Estimate],
+    rollout: Mapping[Key, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """One flat row per figure of the MD, with that of the rollout.
 
-    ``both`` has the figures that are those of walkers and plain MD together.
+    ``both`` has the figures that are those of walkers and plain MD together; each alone stands beside them.
     """
     result = []
     for (kind, name), alone in walkers.items():
@@ -65,9 +68,9 @@ def rows(
                 "md_high": each.high,
                 "md_interval": interval(each.low, each.high, each.note),
                 "md_events": each.events,
-                "of": "walkers and plain MD" if (kind, name) in both else "walkers",
-                "walkers": alone.value,
-                "walkers_interval": interval(alone.low, alone.high, alone.note),
+                "md_of": "both" if (kind, name) in both else "walkers",
+                **_alone("walkers", alone),
+                **(_alone("plain_md", plain[kind, name]) if (kind, name) in plain else {}),
                 "rollout": long.value,
                 "rollout_interval": other.get("rollout_interval", "–"),
                 "ratio": ratio,
@@ -78,8 +81,15 @@ def rows(
     return result
 
 
+def _alone(who: str, figure: Estimate) -> dict[str, Any]:
+    told = interval(figure.low, figure.high, figure.note)
+    return {who: figure.value, f"{who}_interval": told, f"{who}_events": figure.events}
+
+
 def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
-    """Rows of the long rollout in the metrics of a checkpoint; a population is that of its Markov model.
+    """Rows of the long rollout in the metrics of a checkpoint, each with what held-out plain MD says of it.
+
+    A population is that of a Markov model.
 
     Raises
     ------
@@ -101,7 +111,13 @@ def recorded_rollout(folder: Path) -> dict[Key, dict[str, Any]]:
 def plain_md(rollout: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Estimate]:
     """What the held-out segments beside the long rollout say of groups."""
     return {
-        key: Estimate(row.get("md"), row.get("md_low"), row.get("md_high"), int(row.get("md_events") or 0))
+        key: Estimate(
+            row.get("md"),
+            row.get("md_low"),
+            row.get("md_high"),
+            int(row.get("md_events") or 0),
+            "" if row.get("md_low") is not None else row.get("md_interval", ""),
+        )
         for key, row in rollout.items()
         if key[0] == "group population"
     }
@@ -149,9 +165,10 @@ def _run(args: argparse.Namespace) -> int:
     # steps longer than the released paths cannot be seen in them
     half = data.paths.shape[1] // 2 * data.dt
     lag = model.lag_time if model.lag_time <= half else SHORT_LAG
-    md, crossing = estimates(data, bias, alanine_basins(), lag, args.resamples, args.seed)
     rollout = recorded_rollout(args.checkpoint)
-    table = rows(md, pooled(md, plain_md(rollout), alanine_basins()), rollout)
+    plain = plain_md(rollout)
+    md, crossing = estimates(data, bias, alanine_basins(), lag, args.resamples, args.seed)
+    table = rows(md, plain, pooled(md, plain, alanine_basins()), rollout)
     n = len(data.paths)
     print(
         f"{data.n_units} stretches of walkers: {len(data.visited)} frames, {n} releases, {crossing.events} "
@@ -159,7 +176,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     print(f"transitions are counted in frames {lag:g} ps apart")
     for row in table:
-        md_told = f"{row['md_interval']}, {row['md_events']}, {row['of']}"
+        md_told = f"{row['md_interval']}, {row['md_events']}, {row['md_of']}"
         print(
             f"{row['kind']:17} {row['name']:24} MD {shown(row['md']):>9} ({md_told})  "
             f"rollout {shown(row['rollout']):>9} ({row['rollout_interval']})  {row['verdict']}"
@@ -180,6 +197,7 @@ def _run(args: argparse.Namespace) -> int:
                 "releases": n,
                 "on_transition_paths": crossing.events,
                 "unresolved": crossing.unresolved,
+                "plain_md_and_rollout": read_metrics(args.checkpoint)["sections"]["kinetics"]["command"],
             },
         )
     return 0

@@ -1,11 +1,17 @@
-"""Shares within a group of basins from two references that know nothing of each other.
+"""Shares within a group of basins from two references: walkers on a flattened surface, and plain MD.
 
 Walkers are on the barrier most of the time, for what happens there decides the rates, and say little of how
 a group is shared out among its basins; plain MD goes back and forth within a group and says little of the
-barrier.  Both are unbiased.  So the share s of one of the two basins of a group is that of both together: on
-the scale of ln(s / (1 - s)), on which intervals are nearly symmetric, the mean with weights 1 / sigma^2 (the
-fixed-effect model of meta-analysis), where sigma is the width of the 95 % interval over 2 x 1.96.  The share
-of a basin in all is then that within its group times that of the group, which only the walkers know.
+barrier.  They are independent simulations.  What they count differs a little: of walkers the share of time in
+the region of a basin, of plain MD (as of the rollout) that of a Markov model of which core was visited last.
+
+So the share s of one of the two basins of a group is that of both: the mean on the scale of ln(s / (1 - s))
+with weights 1 / sigma^2 (the fixed-effect model of meta-analysis), where sigma is the width of the 95 %
+interval over 2 x 1.96.  Intervals keep their two sides apart: half-widths of the parts, times their weights,
+add up in squares.  Two that contradict each other are not averaged: then the walkers' stands.
+
+The share of a basin in all is that within its group times that of the group, which only the walkers know.
+The two are taken as independent, for the group's is much better known.
 """
 
 from __future__ import annotations
@@ -18,64 +24,73 @@ from training.benchmarks.barriers.crossings import Key
 from zoo.analysis.basins import Basins
 from zoo.analysis.bootstrap import Estimate
 
-#: Half-width of a 95 % interval in standard deviations.
-_HALF = 1.959964
-
 
 @dataclass(frozen=True)
 class _LogOdds:
-    """ln(s / (1 - s)) of a share, and its standard deviation."""
+    """ln(s / (1 - s)) of a share, and how far its 95 % interval reaches below and above."""
 
     value: float
-    sigma: float
+    below: float
+    above: float
 
     @classmethod
     def of(cls, share: Estimate) -> _LogOdds | None:
-        """None unless the share and its interval are between 0 and 1, without either."""
+        """None unless the share has an interval of some width around it, strictly between 0 and 1."""
         value, low, high = share.value, share.low, share.high
-        if (
-            value is None
-            or low is None
-            or high is None
-            or not 0.0 < low <= value <= high < 1.0
-            or low == high
-        ):
+        if value is None or low is None or high is None:
             return None
-        width = math.log(high / (1.0 - high)) - math.log(low / (1.0 - low))
-        return cls(math.log(value / (1.0 - value)), width / (2.0 * _HALF))
+        if low == high or not 0.0 < low <= value <= high < 1.0:
+            return None
+        bottom, middle, top = (math.log(s / (1.0 - s)) for s in (low, value, high))
+        return cls(middle, middle - bottom, top - middle)
+
+    @property
+    def weight(self) -> float:
+        return (self.below + self.above) ** -2
 
     def share(self, events: int) -> Estimate:
         low, value, high = (
-            1.0 / (1.0 + math.exp(-(self.value + k * _HALF * self.sigma))) for k in (-1.0, 0.0, 1.0)
+            1.0 / (1.0 + math.exp(-x)) for x in (self.value - self.below, self.value, self.value + self.above)
         )
         return Estimate(value, low, high, events)
 
 
 def together(one: Estimate, other: Estimate) -> Estimate | None:
-    """The share by both; None if one of them has no interval, or one that ends at 0 or 1.
+    """The share by both; events are those of the first.
 
-    Events are those of both.
+    None if one of them has no interval of some width strictly between 0 and 1, or if they contradict each
+    other: by more than the half-widths that face each other, added in squares.
     """
     a, b = _LogOdds.of(one), _LogOdds.of(other)
     if a is None or b is None:
         return None
-    weights = a.sigma**-2, b.sigma**-2
-    mean = (weights[0] * a.value + weights[1] * b.value) / sum(weights)
-    return _LogOdds(mean, sum(weights) ** -0.5).share(one.events + other.events)
+    low, high = (a, b) if a.value <= b.value else (b, a)
+    if high.value - low.value > math.hypot(low.above, high.below):
+        return None
+    whole = a.weight + b.weight
+    u, v = a.weight / whole, b.weight / whole
+    return _LogOdds(
+        u * a.value + v * b.value,
+        math.hypot(u * a.below, v * b.below),
+        math.hypot(u * a.above, v * b.above),
+    ).share(one.events)
 
 
 def product(part: Estimate, whole: Estimate) -> Estimate | None:
-    """The share of a part of a whole that itself has a share; None as in `together`.
+    """The share of a part of a whole that itself has a share, if both are independent, to first order.
 
-    To first order: the relative variances add up.
+    None if one of them has no interval of some width strictly between 0 and 1.
     """
     a, b = _LogOdds.of(part), _LogOdds.of(whole)
     if a is None or b is None:
         return None
     assert part.value is not None and whole.value is not None
     share = part.value * whole.value
-    relative = math.hypot((1.0 - part.value) * a.sigma, (1.0 - whole.value) * b.sigma)
-    return _LogOdds(math.log(share / (1.0 - share)), relative / (1.0 - share)).share(part.events)
+    below, above = (
+        math.hypot((1.0 - part.value) * of_part, (1.0 - whole.value) * of_whole) / (1.0 - share)
+        for of_part, of_whole in ((a.below, b.below), (a.above, b.above))
+    )
+    return _LogOdds(math.log(share / (1.0 - share)), below, above).share(part.events)
 
 
 def pooled(
@@ -89,11 +104,11 @@ def pooled(
     """
     found: dict[Key, Estimate] = {}
     for group, names in basins.groups:
-        if len(names) != 2:
+        keys = [("group population", f"{name} within {group}") for name in names]
+        if len(keys) != 2 or not all(key in plain for key in keys):
             continue
-        for name in names:
-            key = ("group population", f"{name} within {group}")
-            if key not in plain or (within := together(walkers[key], plain[key])) is None:
+        for name, key in zip(names, keys, strict=True):
+            if (within := together(walkers[key], plain[key])) is None:
                 continue
             found[key] = within
             if (share := product(within, walkers["group population", group])) is not None:

@@ -29,12 +29,13 @@ import numpy as np
 import torch
 
 from training.command_line import command_line
-from training.loop import LOG, LoopConfig
+from training.loop import LoopConfig, read_log
 from training.metrics import record
 from training.score_dynamics.fit import fit
 from training.score_dynamics.packed import Packed, read_packed
 from training.score_dynamics.transitions import denoising_loss, make_batches
 from zoo import registry
+from zoo.errors import ZooError
 from zoo.score_dynamics import ConditionalDenoiser
 
 #: name -> (backbone, its architecture without n_sites, precision, highest learning rate)
@@ -115,7 +116,7 @@ def measure(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         model, average = fit(candidate(packed, name), Path(folder), loop)
-        rows = [json.loads(line) for line in (Path(folder) / LOG).read_text().splitlines()]
+        rows = read_log(Path(folder))
     model.load_state_dict(average, strict=False)
     return {
         "candidate": name,
@@ -128,7 +129,17 @@ def measure(
     }
 
 
-@command_line(also=(ValueError,))
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
+        if not all(isinstance(row["candidate"], str) for row in rows):
+            raise ValueError("a candidate has no name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{path} is not what this command wrote ({error}): choose another --results") from None
+    return rows
+
+
+@command_line()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -145,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     packed = read_packed(args.data)
     rows: list[dict[str, Any]] = []
     if args.results is not None and args.results.is_file():
-        rows = json.loads(args.results.read_text())
+        rows = _earlier(args.results)
     done = {row["candidate"] for row in rows}
     names = [name for name in args.only or CANDIDATES if name not in done]
     for name, samples_per_second in speeds(packed, names, args.rounds).items():

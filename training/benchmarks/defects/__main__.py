@@ -57,29 +57,25 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     if args.record and args.checkpoint == "none":
         parser.error("--record needs a checkpoint")
-    try:
-        denoiser = _load(args.checkpoint)
-        settings = Settings(steps=args.steps, seeds=args.seeds, noise=tuple(args.noise))
-        rows = run(denoiser, args.only, settings, console)
-        console.print(summary(rows))
-        if args.out:
-            _write(args.out, rows)
-        if args.record:
-            from training.metrics import record
-            from zoo.checkpoint import resolve
+    denoiser = _load(args.checkpoint)
+    settings = Settings(steps=args.steps, seeds=args.seeds, noise=tuple(args.noise))
+    rows = run(denoiser, args.only, settings, console)
+    console.print(summary(rows))
+    if args.out:
+        _write(args.out, rows)
+    if args.record:
+        from training.metrics import record
+        from zoo.checkpoint import resolve
 
-            folder, _ = resolve(args.checkpoint)
-            command = " ".join(["python -m training.benchmarks.defects", *(argv or sys.argv[1:])])
-            table = per_system(rows)
-            still = [row for row in table if row["case"] in SURFACES]
-            defects = [row for row in table if row["case"] not in SURFACES]
-            extra = {"steps_at_most": args.steps, "seeds": args.seeds, "noise": list(args.noise)}
-            for section, part in (("defects", defects), ("surfaces", still)):
-                if part:
-                    record(folder, section, part, command=command, seed=0, extra=extra)
-    except ZooError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 1
+        folder, _ = resolve(args.checkpoint)
+        command = " ".join(["python -m training.benchmarks.defects", *(argv or sys.argv[1:])])
+        table = per_system(rows)
+        still = [row for row in table if row["case"] in SURFACES]
+        defects = [row for row in table if row["case"] not in SURFACES]
+        extra = {"steps_at_most": args.steps, "seeds": args.seeds, "noise": list(args.noise)}
+        for section, part in (("defects", defects), ("surfaces", still)):
+            if part:
+                record(folder, section, part, command=command, seed=0, extra=extra)
     return 0
 
 
