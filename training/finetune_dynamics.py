@@ -159,10 +159,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(f"stopped after step {rows[-1]['step']} as asked; run again to continue")
         return 0
     before = lesson.loss_before(held_out)
-    lesson.finish(model, average)
+    config = lesson.finish(model, average)
     after, packed = lesson.loss(model, held_out), lesson.packed()
     made = workplace(state, args.out)
-    save(made, packed.config, model.state_dict())
+    save(made, config, model.state_dict())
     result = summary(packed, rows, sum(p.numel() for p in model.parameters()), args.precision, args.threads)
     result |= {
         "loss_before": before,

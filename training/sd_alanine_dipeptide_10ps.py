@@ -21,7 +21,7 @@ from training.score_dynamics.recipe import Recipe, main
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide_10ps",
     name="sd-alanine-dipeptide-10ps",
-    version="1.1.0",
+    version="1.0.0",
     forcefield=FORCEFIELD,
     molecule=partial(molecule, "all"),
     frame=body_frame,

@@ -417,6 +417,7 @@ def log_prob(
     *,
     sigma_data: float = 0.0,
     centre: bool = False,
+    noise_scale: float = 1.0,
     dimension: int | None = None,
     basis: Tensor | None = None,
     divergence: Literal["exact", "hutchinson"] = "exact",
@@ -447,6 +448,8 @@ def log_prob(
         that samplers started from N(0, sigma_max**2) draw from.
     centre : put that Gaussian around the mean of the data that D(x_max, sigma_max) implies instead of 0:
         for the density that samplers with ``centre=True`` draw from, and closer to that of the data.
+    noise_scale : of a sampler that starts from noise that is so many times as wide: the Gaussian at sigma_max
+        is, too.
     dimension : k, where the density lives on a subspace and it is not told by `basis`: D must then not
         depend on components outside of the subspace, or have none there.
     basis : (k, d) or (batch, k, d) orthonormal rows that span the subspace of R^d in which x and D lie;
@@ -471,6 +474,8 @@ def log_prob(
         raise ValueError("log_prob needs at least two positive noise levels")
     if not 0 <= sigma_data < math.inf:
         raise ValueError(f"sigma_data is {sigma_data}: it must be finite and not negative")
+    if not 0 < noise_scale < math.inf:
+        raise ValueError(f"noise_scale is {noise_scale}: it must be finite and positive")
 
     # Also from within torch.no_grad() or inference_mode(): the clone is an ordinary tensor there.
     with torch.inference_mode(mode=False), torch.enable_grad():
@@ -504,6 +509,7 @@ def log_prob(
         variance = levels[-1] ** 2 + sigma_data**2
         if centre:  # x minus the mean of the Gaussian whose denoiser is D: (x - D) variance / sigma_max**2
             x = (x - denoised) * (variance / levels[-1] ** 2)
+        variance *= noise_scale**2
         flat = x.flatten(1) if subspace is None else subspace.coordinates(x)
         terminal = -(flat**2).sum(1) / (2 * variance) - k / 2 * math.log(2 * math.pi * variance)
         return terminal + integral

@@ -82,6 +82,9 @@ class ScoreDynamicsConfig:
     frame : three sites (a, b, c) that define the body frame.
     sigma_data : Å, standard deviation of a component of the displacement y.
     sigma_min, sigma_max, n_levels, rho, solver : the sampler's ladder of noise levels, Å.
+    noise_scale : the noise from which a step starts, over that of ``sigma_max``.  A network that was not
+        fitted perfectly makes steps that spread a few per cent too widely, and so crosses barriers too often;
+        what it makes spreads in proportion to this.  Recipes choose it by MD that was not trained on.
     bond_lengths : Å, mean of each bond of the sites in the training data.
     rigid_bonds : which of these bonds the training data held at a fixed length (constraints on bonds to
         hydrogen); each has an end without other bonds, which a step puts back at that length.
@@ -110,6 +113,7 @@ class ScoreDynamicsConfig:
     n_levels: int = 12
     rho: float = 7.0
     solver: str = "dpm_multistep"
+    noise_scale: float = 1.0
     limits: dict[str, float] = field(default_factory=dict)
     temperature: float = 300.0
     forcefield: str = ""
@@ -125,6 +129,8 @@ class ScoreDynamicsConfig:
         for key in ("sides", "family"):
             if data[key] is None:
                 del data[key]
+        if self.noise_scale == 1.0:  # of checkpoints that are older than it
+            del data["noise_scale"]
         return {"kind": "score-dynamics", "units": {"length": "Å", "time": "ps"}, **data}
 
     @classmethod
@@ -154,7 +160,7 @@ class ScoreDynamicsConfig:
         return config
 
     def check(self) -> None:
-        for key in ("lag_time", "sigma_data", "sigma_min", "sigma_max", "rho"):
+        for key in ("lag_time", "sigma_data", "sigma_min", "sigma_max", "rho", "noise_scale"):
             value = getattr(self, key)
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise CheckpointError(f"config.json: {key} is {value!r}, a positive number is needed")
@@ -525,7 +531,8 @@ class ScoreDynamics:
         origin = x.mean(1, keepdim=True)
         axes = self._one.frames(x)
         local = (x - origin) @ axes
-        start = without_rigid_motion(noise[:, : x.shape[1]], local).float() * self._sigmas[0]
+        sigma = self._sigmas[0] * self.config.noise_scale
+        start = without_rigid_motion(noise[:, : x.shape[1]], local).float() * sigma
         solver = diffusion.SOLVERS[self.config.solver]
         side = None
         if self.sides is not None:
@@ -613,7 +620,8 @@ class ScoreDynamics:
         """log p(x_next | x) (n,) of the internal displacement, density per Å**(3 n_sites - 6).
 
         By the probability-flow ODE (Song et al., arXiv:2011.13456) with the exact divergence, of the
-        density convolved with a Gaussian of width ``sigma_min``.
+        density convolved with a Gaussian of width ``sigma_min``; with the ``noise_scale`` of the config,
+        which `score` is without.
         """
         y, local, _, _ = self._transition(x_next, x)
         sigma = self.config.sigma_min
@@ -645,6 +653,7 @@ class ScoreDynamics:
             basis=internal_basis(local).float(),
             sigma_data=config.sigma_data,
             centre=True,
+            noise_scale=config.noise_scale,
         ).double()
 
     def _transition(self, x_next: Any, x: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

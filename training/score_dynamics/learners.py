@@ -21,6 +21,7 @@ from torch import Tensor
 from training.loop import LoopConfig
 from training.reference_md.segments import Segment
 from training.score_dynamics import families, fit
+from training.score_dynamics.calibration import noise_scale
 from training.score_dynamics.families import Member, PackedFamily
 from training.score_dynamics.family_recipe import family_of, spread
 from training.score_dynamics.own_md import Run, read_runs
@@ -82,8 +83,8 @@ class Learner(ABC):
         """Train, or continue; the network, and its averaged parameters where validation was best."""
 
     @abstractmethod
-    def finish(self, model: Any, average: dict[str, Tensor]) -> None:
-        """Give the network its averaged parameters, and what else is measured on the data."""
+    def finish(self, model: Any, average: dict[str, Tensor]) -> dict[str, Any]:
+        """Give the network its averaged parameters, and what else is measured on the data; the config."""
 
     @abstractmethod
     def loss(self, model: Any, held_out: Sequence[Segment]) -> float:
@@ -173,8 +174,9 @@ class FamilyLearner(Learner):
             keep_best=True,
         )  # fmt: skip
 
-    def finish(self, model: GraphDenoiser, average: dict[str, Tensor]) -> None:
+    def finish(self, model: GraphDenoiser, average: dict[str, Tensor]) -> dict[str, Any]:
         model.load_state_dict(average, strict=False)
+        return self.packed().config
 
     def loss(self, model: GraphDenoiser, held_out: Sequence[Segment]) -> float:
         data = self.packed()
@@ -231,10 +233,12 @@ class MoleculeLearner(Learner):
             keep_best=True,
         )  # fmt: skip
 
-    def finish(self, model: ConditionalDenoiser, average: dict[str, Tensor]) -> None:
+    def finish(self, model: ConditionalDenoiser, average: dict[str, Tensor]) -> dict[str, Any]:
         model.load_state_dict(average, strict=False)
         data = self.packed()
         finish(model, data.training, data.validation)
+        config = ScoreDynamicsConfig.from_dict(data.config)
+        return {**data.config, "noise_scale": noise_scale(config, model, data.validation)}
 
     def loss(self, model: ConditionalDenoiser, held_out: Sequence[Segment]) -> float:
         return _loss(model, self.packed().noise, held_out, self.request.lag_time)
