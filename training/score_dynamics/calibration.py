@@ -9,17 +9,16 @@ width right.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from training.score_dynamics.transitions import Transitions, local_displacements
 from zoo.score_dynamics import ConditionalDenoiser, ScoreDynamics, ScoreDynamicsConfig
-
-Array = npt.NDArray[np.float64]
 
 #: Two widths are tried, and what is between or near them is interpolated; nothing farther away is believed.
 TRIED = (0.9, 1.0)
@@ -27,6 +26,14 @@ LIMITS = (0.8, 1.1)
 N_PAIRS, N_DRAWS = 8000, 2
 #: Fewer pairs than this do not tell a width to a few per cent.
 LEAST_PAIRS = 1000
+
+
+def calibrated(
+    config: Mapping[str, Any], denoiser: ConditionalDenoiser, validation: Transitions, seed: int = 0
+) -> dict[str, Any]:
+    """The ``config`` of a propagator that was just trained, with its `noise_scale`."""
+    scale = noise_scale(ScoreDynamicsConfig.from_dict(dict(config)), denoiser, validation, seed=seed)
+    return {**config, "noise_scale": scale}
 
 
 def noise_scale(
@@ -61,22 +68,13 @@ def noise_scale(
     models = [ScoreDynamics(replace(config, noise_scale=scale), denoiser) for scale in TRIED]
     wanted = _median_step(models[0], before, after)
     before = before.repeat(N_DRAWS, 1, 1)
-    noise = rng.standard_normal((len(before), *models[0].noise_shape))
-    low, high = (_median_step(each, before, _steps(each, before, noise)) for each in models)
+    # of both from the same random numbers
+    moved = (torch.from_numpy(each.step(before.numpy(), np.random.default_rng(seed))) for each in models)
+    low, high = (_median_step(each, before, after) for each, after in zip(models, moved, strict=True))
     if not low < high:
         return config.noise_scale
     found = TRIED[0] + (TRIED[1] - TRIED[0]) * (wanted - low) / (high - low)
     return round(float(np.clip(found, *LIMITS)), 3)
-
-
-def _steps(model: ScoreDynamics, before: Tensor, noise: Array) -> Tensor:
-    """One step from each frame."""
-    x, slots = before.numpy(), model.batch_slots
-    moved = [
-        model.propose(x[k : k + slots], range(len(x[k : k + slots])), noise[k : k + slots])
-        for k in range(0, len(x), slots)
-    ]
-    return torch.from_numpy(np.concatenate(moved))
 
 
 def _median_step(model: ScoreDynamics, before: Tensor, after: Tensor) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 from training.loop import LoopConfig
 from training.reference_md.segments import Segment
 from training.score_dynamics import families, fit
-from training.score_dynamics.calibration import noise_scale
+from training.score_dynamics.calibration import calibrated
 from training.score_dynamics.families import Member, PackedFamily
 from training.score_dynamics.family_recipe import family_of, spread
 from training.score_dynamics.own_md import Run, read_runs
@@ -237,8 +237,7 @@ class MoleculeLearner(Learner):
         model.load_state_dict(average, strict=False)
         data = self.packed()
         finish(model, data.training, data.validation)
-        config = ScoreDynamicsConfig.from_dict(data.config)
-        return {**data.config, "noise_scale": noise_scale(config, model, data.validation)}
+        return calibrated(data.config, model, data.validation)
 
     def loss(self, model: ConditionalDenoiser, held_out: Sequence[Segment]) -> float:
         return _loss(model, self.packed().noise, held_out, self.request.lag_time)

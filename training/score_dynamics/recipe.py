@@ -21,7 +21,7 @@ from training.loop import read_log
 from training.metrics import record
 from training.reference_md.releases import read_flattened, simulated_ps
 from training.reference_md.segments import Segment, read_segments
-from training.score_dynamics.calibration import noise_scale
+from training.score_dynamics.calibration import calibrated
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.sides import gathered, learn_sides
@@ -298,11 +298,10 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         sides = SidesConfig.from_json(packed.config["sides"], packed.n_sites)
         print("learning on which side of the barrier steps end: some minutes", flush=True)
         model.sides = learn_sides(sides, packed.head, args.seed)
-    config = ScoreDynamicsConfig.from_dict(packed.config)
-    scale = noise_scale(config, model, packed.validation, seed=args.seed)
-    save(args.out, {**packed.config, "noise_scale": scale}, model.state_dict())
+    config = calibrated(packed.config, model, packed.validation, args.seed)
+    save(args.out, config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
-    result["noise_scale"] = scale
+    result["noise_scale"] = config["noise_scale"]
     if released is not None:
         result["released_md_ns"] = round(released / 1000, 3)
     before = earlier(args.start_from)
