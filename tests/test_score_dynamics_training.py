@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -100,6 +101,23 @@ def test_translation_is_kept_between_the_frames_of_a_pair() -> None:
     assert (after[:, 0] - before[:, 0])[0, 0] == pytest.approx(2.5, abs=1e-3)
 
 
+def test_pairs_go_both_ways_where_they_may_and_only_there() -> None:
+    data = transitions([segment(numbered(8, 0.0)), segment(numbered(8, 100.0))], [0, 1], 1.0)
+    first = data.origins < 8
+    forward = make_batches(data, 400, 0.0)
+    mixed = make_batches(replace(data, both_ways=first), 400, 0.0)
+
+    def steps(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        length = [(batch[key][:, 1] - batch[key][:, 0]).norm(dim=-1) for key in ("x", "x_next")]
+        return torch.minimum(*length) < 50, (length[1] - length[0]).round()
+
+    for draw, share in ((forward, 0.0), (mixed, 0.5)):
+        in_first, step = steps(draw(np.random.default_rng(0)))
+        assert set(step.abs().tolist()) == {5.0}
+        assert bool((step[~in_first] > 0).all()) and 150 < int(in_first.sum()) < 250
+        assert float((step[in_first] < 0).double().mean()) == pytest.approx(share, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("segments", "lag", "message"),
     [
@@ -157,6 +175,8 @@ def test_packed_data_come_back_as_they_were(md: Path, packed: Packed, tmp_path: 
         "held_out": [],
     }
     assert packed.config == json.loads(json.dumps(fresh.config)) and len(packed.training) == 2 * 26
+    assert packed.training.both_ways is not None and bool(packed.training.both_ways.all())
+    assert packed.validation.both_ways is None
     write_packed(tmp_path / "again", fresh)
     assert read_packed(tmp_path / "again").sha256 == packed.sha256
     (tmp_path / "bad").write_bytes(b"no tensors")
@@ -406,6 +426,18 @@ def test_all_pieces_of_a_block_go_where_its_name_goes(md: Path) -> None:
     parts = recipes.split([md], ["flat-01*", "segment-000"], ["segment-001"])
     assert [s.name for s in parts["held_out"]] == ["flat-01000"] * 4 + ["segment-000"]
     assert [s.name for s in parts["training"]] == ["flat-00000"] * 4 + ["segment-002"]
+
+
+def test_only_md_in_equilibrium_is_trained_on_in_both_directions_of_time(md: Path, tmp_path: Path) -> None:
+    for name, source in (("segment-000", 0), ("segment-001", 1), ("shot-00000", 2), ("flat-00000", 2)):
+        shutil.copy(md / f"segment-{source:03d}.npz", tmp_path / f"{name}.npz")
+    training = recipes.pack(SMALL, [tmp_path], [], ["segment-001"]).training
+    names = [s.name for s in recipes.split([tmp_path], [], ["segment-001"])["training"]]
+    assert training.both_ways is not None
+    ways = dict(zip(names, training.both_ways.reshape(3, -1), strict=True))
+    assert {name: set(each.tolist()) for name, each in ways.items()} == {
+        "flat-00000": {False}, "segment-000": {True}, "shot-00000": {False},
+    }  # fmt: skip
 
 
 def test_trainings_that_led_to_a_checkpoint_are_told_in_order(tmp_path: Path) -> None:

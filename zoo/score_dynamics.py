@@ -82,6 +82,8 @@ class ScoreDynamicsConfig:
     frame : three sites (a, b, c) that define the body frame.
     sigma_data : Å, standard deviation of a component of the displacement y.
     sigma_min, sigma_max, n_levels, rho, solver : the sampler's ladder of noise levels, Å.
+    levels : the levels themselves, ``n_levels`` of them down from ``sigma_max``, where they are not those of
+        `diffusion.sigma_ladder`; ``sigma_min`` is then that of `ScoreDynamics.log_prob` only.
     noise_scale : the noise from which a step starts, over that of ``sigma_max``.  A network that was not
         fitted perfectly makes steps that spread a few per cent too widely, and so crosses barriers too often;
         what it makes spreads in proportion to this.  Recipes choose it by MD that was not trained on.
@@ -112,6 +114,7 @@ class ScoreDynamicsConfig:
     sigma_max: float = 3.0
     n_levels: int = 12
     rho: float = 7.0
+    levels: tuple[float, ...] = ()
     solver: str = "dpm_multistep"
     noise_scale: float = 1.0
     limits: dict[str, float] = field(default_factory=dict)
@@ -129,8 +132,10 @@ class ScoreDynamicsConfig:
         for key in ("sides", "family"):
             if data[key] is None:
                 del data[key]
-        if self.noise_scale == 1.0:  # of checkpoints that are older than it
-            del data["noise_scale"]
+        data["levels"] = list(self.levels)
+        for key, value in (("noise_scale", 1.0), ("levels", [])):  # of checkpoints that are older than these
+            if data[key] == value:
+                del data[key]
         return {"kind": "score-dynamics", "units": {"length": "Å", "time": "ps"}, **data}
 
     @classmethod
@@ -150,6 +155,7 @@ class ScoreDynamicsConfig:
                     "frame": tuple(int(i) for i in given["frame"]),
                     "bond_lengths": tuple(float(b) for b in given["bond_lengths"]),
                     "rigid_bonds": tuple(int(b) for b in given.get("rigid_bonds", ())),
+                    "levels": tuple(float(each) for each in given.get("levels", ())),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -167,6 +173,14 @@ class ScoreDynamicsConfig:
         for key in ("n_levels", "batch_slots"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise CheckpointError(f"config.json: {key} is {getattr(self, key)!r}, a count is needed")
+        if self.levels:
+            below = (*self.levels[1:], 0.0)
+            falls = all(math.isfinite(a) and a > b for a, b in zip(self.levels, below, strict=True))
+            if not falls or len(self.levels) != self.n_levels or self.levels[0] != self.sigma_max:
+                raise CheckpointError(
+                    f"config.json: levels {list(self.levels)} must be {self.n_levels} positive numbers "
+                    f"that fall from sigma_max, {self.sigma_max}"
+                )
         if self.backbone not in {*BACKBONES, GRAPH_BACKBONE}:
             raise CheckpointError(
                 f"config.json: backbone {self.backbone!r} is not known to this version of zoo"
@@ -197,6 +211,12 @@ class ScoreDynamicsConfig:
                 raise CheckpointError(
                     "config.json: sides need a stereocentre, without which a mirror image changes them"
                 )
+
+    def sigmas(self) -> Tensor:
+        """The sampler's ladder (n_levels + 1,) float64 Å, with the final 0."""
+        if self.levels:
+            return torch.tensor([*self.levels, 0.0], dtype=torch.float64)
+        return diffusion.sigma_ladder(self.n_levels, self.sigma_min, self.sigma_max, self.rho)
 
     def build(self) -> ConditionalDenoiser | GraphDenoiser:
         if self.family is not None:
@@ -347,9 +367,7 @@ class ScoreDynamics:
         self.weights_sha256 = weights_sha256
         self.metrics = dict(metrics or {})
         self.card = card
-        self._sigmas = diffusion.sigma_ladder(
-            config.n_levels, config.sigma_min, config.sigma_max, config.rho
-        ).to(torch.float32)
+        self._sigmas = config.sigmas().to(torch.float32)
         self._molecule = molecule if config.family is not None else Molecule.from_json(config.molecule)
         if self._molecule is not None:
             self._set_molecule(self._molecule)

@@ -1,10 +1,10 @@
-"""How wide the noise is from which a propagator's steps start: so that they spread as steps of MD do.
+"""The noise of a propagator's sampler: its levels, and how wide it starts, so that steps spread as in MD.
 
-A network that was not fitted perfectly leaves a little of the noise, and steps spread a few per cent too
-widely.  Within a basin that does not show, but tails decide how often a barrier is crossed: 5 % more width
-made the relaxation of psi of alanine dipeptide a quarter too fast.  Of a Gaussian, samples spread in
-proportion to the noise that the sampler starts from, so one number, ``noise_scale`` of the config, puts the
-width right.
+Levels are fitted to the solver, see `ladder`.  A network that was not fitted perfectly leaves a little of the
+noise, and steps spread a few per cent too widely.  Within a basin that does not show, but tails decide how
+often a barrier is crossed: 5 % more width made the relaxation of psi of alanine dipeptide a quarter too fast.
+Of a Gaussian, samples spread in proportion to the noise that the sampler starts from, so one number,
+``noise_scale`` of the config, puts the width right.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.score_dynamics.ladder import WIDTHS, fitted_levels
 from training.score_dynamics.transitions import Transitions, local_displacements
+from zoo.diffusion import STOCHASTIC_SOLVERS
 from zoo.score_dynamics import ConditionalDenoiser, ScoreDynamics, ScoreDynamicsConfig
 
 #: Two widths are tried, and what is between or near them is interpolated; nothing farther away is believed.
 TRIED = (0.9, 1.0)
 LIMITS = (0.8, 1.1)
-N_PAIRS, N_DRAWS = 8000, 2
+N_PAIRS, N_DRAWS = 8000, 4
 #: Fewer pairs than this do not tell a width to a few per cent.
 LEAST_PAIRS = 1000
 
@@ -31,9 +33,12 @@ LEAST_PAIRS = 1000
 def calibrated(
     config: Mapping[str, Any], denoiser: ConditionalDenoiser, validation: Transitions, seed: int = 0
 ) -> dict[str, Any]:
-    """The ``config`` of a propagator that was just trained, with its `noise_scale`."""
-    scale = noise_scale(ScoreDynamicsConfig.from_dict(dict(config)), denoiser, validation, seed=seed)
-    return {**config, "noise_scale": scale}
+    """The ``config`` of a propagator that was just trained, with its ``levels`` and its `noise_scale`."""
+    found = ScoreDynamicsConfig.from_dict(dict(config))
+    if found.solver not in STOCHASTIC_SOLVERS and found.n_levels > 1 and found.sigma_max > max(WIDTHS):
+        found = replace(found, levels=fitted_levels(found.n_levels, found.sigma_max, found.solver))
+    found = replace(found, noise_scale=noise_scale(found, denoiser, validation, seed=seed))
+    return {**config, "levels": list(found.levels), "noise_scale": found.noise_scale}
 
 
 def noise_scale(
@@ -43,11 +48,11 @@ def noise_scale(
     n_pairs: int = N_PAIRS,
     seed: int = 0,
 ) -> float:
-    """With which the median step is as long as that of MD from the same frames.
+    """With which a step is longer than that of MD from the same frame half of the time.
 
     The length of a step is the root-mean-square displacement, in the body frame, of the atoms other than
-    hydrogen: methyl groups turn so often that they would decide alone.  The median, for a few crossings of
-    barriers are rare and long.
+    hydrogen: methyl groups turn so often that they would decide alone.  Ranks, for a few crossings of
+    barriers are rare and long, and frames differ in how far steps go.
 
     Parameters
     ----------
@@ -64,21 +69,25 @@ def noise_scale(
         return config.noise_scale
     rng = np.random.default_rng(seed)
     chosen = torch.from_numpy(rng.choice(len(data), min(n_pairs, len(data)), replace=False))
-    before, after = (each.double() for each in data.pairs(chosen))
+    before, after = (each.double().repeat(N_DRAWS, 1, 1) for each in data.pairs(chosen))
     models = [ScoreDynamics(replace(config, noise_scale=scale), denoiser) for scale in TRIED]
-    wanted = _median_step(models[0], before, after)
-    before = before.repeat(N_DRAWS, 1, 1)
+    wanted = _lengths(models[0], before, after)
     # of both from the same random numbers
     moved = (torch.from_numpy(each.step(before.numpy(), np.random.default_rng(seed))) for each in models)
-    low, high = (_median_step(each, before, after) for each, after in zip(models, moved, strict=True))
+    low, high = (
+        float((_lengths(model, before, there) > wanted).double().mean())
+        for model, there in zip(models, moved, strict=True)
+    )
+    if low == 1.0 or high == 0.0:  # all longer, or none
+        return LIMITS[0] if low == 1.0 else LIMITS[1]
     if not low < high:
         return config.noise_scale
-    found = TRIED[0] + (TRIED[1] - TRIED[0]) * (wanted - low) / (high - low)
+    found = TRIED[0] + (TRIED[1] - TRIED[0]) * (0.5 - low) / (high - low)
     return round(float(np.clip(found, *LIMITS)), 3)
 
 
-def _median_step(model: ScoreDynamics, before: Tensor, after: Tensor) -> float:
+def _lengths(model: ScoreDynamics, before: Tensor, after: Tensor) -> Tensor:
     assert isinstance(model.denoiser, ConditionalDenoiser)
     heavy = [k for k, element in enumerate(model.molecule.site_elements) if element != "H"]
     _, y = local_displacements(model.denoiser, before, after)
-    return float(y[:, heavy].square().sum(-1).mean(-1).sqrt().median())
+    return y[:, heavy].square().sum(-1).mean(-1).sqrt()

@@ -82,6 +82,8 @@ def write_packed(path: Path, packed: Packed) -> None:
     for name, data in (("training", packed.training), ("validation", packed.validation)):
         tensors[f"{name}.frames"] = data.frames.contiguous()
         tensors[f"{name}.origins"] = data.origins.contiguous()
+        if data.both_ways is not None:
+            tensors[f"{name}.both_ways"] = data.both_ways.contiguous()
     for name, part, keys in (("over", packed.over, _OVER), ("head", packed.head, _HEAD)):
         if part is not None:
             tensors |= {f"{name}.{key}": getattr(part, key).contiguous() for key in keys}
@@ -114,18 +116,19 @@ def read_packed(path: Path) -> Packed:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
+            facts, there = json.loads(file.metadata()["facts"]), set(file.keys())
             sets = [
                 Transitions(
                     file.get_tensor(f"{name}.frames"),
                     file.get_tensor(f"{name}.origins"),
                     int(facts["lag"]),
                     float(facts["lag_time"]),
+                    file.get_tensor(f"{name}.both_ways") if f"{name}.both_ways" in there else None,
                 )
                 for name in ("training", "validation")
             ]
             over = head = None
-            if "over.before" in file.keys():  # noqa: SIM118 - the file has no __contains__
+            if "over.before" in there:
                 over = OverPairs(*(file.get_tensor(f"over.{key}") for key in _OVER))
                 head = HeadData(*(file.get_tensor(f"head.{key}") for key in _HEAD))
         return Packed(

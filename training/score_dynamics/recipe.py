@@ -114,18 +114,22 @@ def pack(
 ) -> Packed:
     """Training data and config, with what is measured on the training pairs: scale of y, bond lengths.
 
+    Pairs of plain MD, which is in equilibrium, are trained on in both directions of time, those of shots and
+    of blocks of walkers, which start where few frames are, only as they are.
+
     With ``releases``, a folder of flattened MD and patterns of its blocks, the model is told on which side of
     the barrier there a step ends.
     """
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
+    lengths = [len(s.positions) for s in parts["training"]]
+    is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
+    training = replace(training, both_ways=torch.from_numpy(is_plain)[training.origins])
     segments = {part: list(dict.fromkeys(s.name for s in these)) for part, these in parts.items()}
     over = head = None
     told: dict[str, Any] = {}
     if releases is not None:
-        lengths = [len(s.positions) for s in parts["training"]]
-        is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
         training, over, head, sides, segments["releases"] = gathered(
             training, is_plain, mol, recipe.frame(mol), *releases
         )

@@ -168,7 +168,9 @@ def gathered(
         tuple(tuple(int(i) for i in each) for each in quadruples),  # type: ignore[misc]
         (-high, -low) if mirrored else (low, high),
     )
-    kept = replace(data, origins=data.origins[torch.from_numpy(~over)])
+    stays = torch.from_numpy(~over)
+    ways = None if data.both_ways is None else data.both_ways[stays]
+    kept = replace(data, origins=data.origins[stays], both_ways=ways)
     return kept, pairs, head, config, [b.name for b in blocks]
 
 

@@ -24,13 +24,16 @@ class Transitions:
     """All pairs of frames ``lag`` frames apart that do not cross from one segment into the next.
 
     frames (n_frames, n_sites, 3) Å float32, all segments one after another; ``origins`` (n_pairs,), the
-    index of each pair's first frame; ``lag_time`` ps.
+    index of each pair's first frame; ``lag_time`` ps; ``both_ways`` (n_pairs,) bool, which pairs training
+    draws reversed half of the time (None: none of them).  Equilibrium does not know the direction of time:
+    over momenta drawn anew, p(x) p(x' | x) = p(x') p(x | x'), with Langevin dynamics at any friction.
     """
 
     frames: Tensor
     origins: Tensor
     lag: int
     lag_time: float
+    both_ways: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -140,7 +143,13 @@ def make_batches(
         raise TrainingError(f"a batch of {batch_size} has no place for pairs over a barrier")
 
     def batch(rng: np.random.Generator) -> dict[str, Tensor]:
-        before, after = data.pairs(torch.from_numpy(rng.integers(len(data), size=n_plain)))
+        chosen = torch.from_numpy(rng.integers(len(data), size=n_plain))
+        before, after = data.pairs(chosen)
+        if data.both_ways is not None:
+            turned = data.both_ways[chosen] & torch.from_numpy(rng.random(n_plain) < 0.5)
+            before, after = (
+                torch.where(turned[:, None, None], b, a) for a, b in ((before, after), (after, before))
+            )
         if over is not None:
             drawn = np.concatenate(
                 [
