@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.score_dynamics.ladder import WIDTHS, fitted_levels
+from training.score_dynamics.ladder import MOST, WIDTHS, fitted_levels
 from training.score_dynamics.transitions import Transitions, local_displacements
 from zoo.diffusion import STOCHASTIC_SOLVERS
 from zoo.score_dynamics import ConditionalDenoiser, ScoreDynamics, ScoreDynamicsConfig
@@ -35,7 +35,8 @@ def calibrated(
 ) -> dict[str, Any]:
     """The ``config`` of a propagator that was just trained, with its ``levels`` and its `noise_scale`."""
     found = ScoreDynamicsConfig.from_dict(dict(config))
-    if found.solver not in STOCHASTIC_SOLVERS and found.n_levels > 1 and found.sigma_max > max(WIDTHS):
+    few = 2 <= found.n_levels <= MOST
+    if few and found.solver not in STOCHASTIC_SOLVERS and found.sigma_max > max(WIDTHS):
         found = replace(found, levels=fitted_levels(found.n_levels, found.sigma_max, found.solver))
     found = replace(found, noise_scale=noise_scale(found, denoiser, validation, seed=seed))
     return {**config, "levels": list(found.levels), "noise_scale": found.noise_scale}

@@ -1,11 +1,16 @@
-"""Noise levels of a sampler by which displacements of every size come out as wide as they are.
+"""Noise levels of a sampler by which displacements come out as wide, and rare ones as often, as they are.
 
 With few levels the usual ladders leave bonds, whose displacements are a few hundredths of Å, a sixth too
-narrow and torsions 6 % too wide, for any network.  Of Gaussian data the error of a solver is known: each
-component of standard deviation w is carried by ``D(x, sigma) = w**2 / (w**2 + sigma**2) x`` to a multiple
-of its start.  So levels are chosen by least squares for that multiple to be w at all w of a range; the score
-that a network learned is not needed.  (Levels fitted to the solver: Sabour, Fidler & Kreis,
-arXiv:2404.14507, with another measure of the error.)
+narrow and torsions 7 % too wide, for any network; and levels that put widths right alone lose up to half of
+the rare displacements into another basin.  Of data whose denoiser is known both errors of a solver are, too:
+
+- a Gaussian component of standard deviation w is carried by ``D(x, sigma) = w**2 / (w**2 + sigma**2) x`` to
+  a multiple of its start (`widths_of_samples`);
+- two Gaussians a distance d apart, the farther one with a share p: the flow keeps the order of points, so its
+  share of samples is that of the starts above the one that ends in the middle (`shares_of_samples`).
+
+So levels are chosen by least squares for these; the score that a network learned is not needed.  (Levels
+fitted to the solver: Sabour, Fidler & Kreis, arXiv:2404.14507, with another measure of the error.)
 """
 
 from __future__ import annotations
@@ -20,8 +25,24 @@ from torch import Tensor
 
 from zoo import diffusion
 
+Array = npt.NDArray[np.float64]
+
 #: Å; from a stiff bond to a methyl group that turns.
 WIDTHS = tuple(float(w) for w in np.geomspace(0.02, 1.0, 15))
+
+#: Å, Å and share: how far a torsion that turns over moves ten and twenty atoms (the norm over all of them),
+#: the width along that line of what does not turn, and how often it does.
+FLIPS = tuple((d, w, p) for d, w in ((3.0, 0.4), (4.5, 0.55)) for p in (1e-3, 1e-2, 0.1))
+
+#: What an error of a logarithm of a share counts beside one of a width.
+_SHARE = 0.3
+
+#: Least and largest logarithm of the ratio of two levels; nearer ones make the second order of a solver
+#: a difference of nearly equal numbers.
+_RATIOS = 0.35, 3.0
+
+#: More levels than this need no fit.
+MOST = 16
 
 
 def widths_of_samples(sigmas: Tensor, solver: str, widths: Sequence[float] = WIDTHS) -> Tensor:
@@ -43,35 +64,65 @@ def widths_of_samples(sigmas: Tensor, solver: str, widths: Sequence[float] = WID
     return diffusion.SOLVERS[solver](denoise, start, sigmas.double(), centre=True)[0] / w
 
 
-def fitted_levels(
-    n_levels: int, sigma_max: float, solver: str, widths: Sequence[float] = WIDTHS
-) -> tuple[float, ...]:
-    """``n_levels`` descending levels from ``sigma_max``, Å, for `widths_of_samples` to be near 1 for all.
+def shares_of_samples(
+    sigmas: Tensor, solver: str, flips: Sequence[tuple[float, float, float]] = FLIPS
+) -> Tensor:
+    """Share of samples that are nearer to the rare one of two Gaussians, over what it should be: (n_flips,).
+
+    Parameters
+    ----------
+    sigmas : (n + 1,) descending to 0, Å.
+    flips : distance (Å), width of both (Å) and share of the rare one.
+    """
+    d, w, p = torch.tensor(flips, dtype=torch.float64).T
+    starts = torch.linspace(-1.5, 5.5, 401, dtype=torch.float64)  # in standard deviations
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        noise = sigma[:, None] ** 2
+        total = w**2 + noise
+        rare = torch.sigmoid(torch.log(p / (1 - p)) + (x - d / 2) * d / total)
+        return (w**2 * x + noise * rare * d) / total
+
+    x = (sigmas[0].double() * starts)[:, None].repeat(1, len(d))
+    ends = diffusion.SOLVERS[solver](denoise, x, sigmas.double(), centre=True)
+    middle = [float(np.interp(half, end, starts)) for half, end in zip(d / 2, ends.T.numpy(), strict=True)]
+    there = torch.special.ndtr(-torch.tensor(middle, dtype=torch.float64))
+    return there / ((1 - p) * torch.special.ndtr(-d / (2 * w)) + p * torch.special.ndtr(d / (2 * w)))
+
+
+def fitted_levels(n_levels: int, sigma_max: float, solver: str) -> tuple[float, ...]:
+    """``n_levels`` descending levels from ``sigma_max``, Å, by which widths and shares are near to right.
 
     Raises
     ------
-    ValueError : a stochastic solver; less than two levels; widths that are not below ``sigma_max``.
+    ValueError : a stochastic solver; less than two levels or more than `MOST`; a ``sigma_max`` that is not
+        above all `WIDTHS`.
     """
     from scipy.optimize import least_squares
 
     if solver in diffusion.STOCHASTIC_SOLVERS:
         raise ValueError(f"{solver} draws fresh noise at every level: levels are fitted to the ODE only")
-    if n_levels < 2 or not 0 < min(widths) <= max(widths) < sigma_max:
-        raise ValueError(f"{n_levels} levels from {sigma_max} Å: at least two, from above all widths")
+    if not 2 <= n_levels <= MOST or not max(WIDTHS) < sigma_max:
+        raise ValueError(f"{n_levels} levels from {sigma_max} Å: 2 to {MOST}, from above {max(WIDTHS):g} Å")
 
-    def levels(ratios: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = sigma_max * np.exp(-np.append(0.0, np.cumsum(np.exp(ratios))))
+    def levels(ratios: Array) -> Array:
+        found: Array = sigma_max * np.exp(-np.append(0.0, np.cumsum(ratios)))
         return found
 
-    def errors(ratios: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def errors(ratios: Array) -> Array:
         sigmas = torch.from_numpy(np.append(levels(ratios), 0.0))
-        found: npt.NDArray[np.float64] = widths_of_samples(sigmas, solver, widths).numpy()
-        return found - 1.0
+        widths, shares = widths_of_samples(sigmas, solver), shares_of_samples(sigmas, solver)
+        return np.concatenate([widths - 1.0, _SHARE * shares.clamp_min(1e-3).log()])
 
     # From even ratios down to several ends: the sum of squares has more than one minimum.
-    ends = min(widths) * np.array([0.1, 0.2, 0.4])
-    starts = [np.full(n_levels - 1, math.log(math.log(sigma_max / end) / (n_levels - 1))) for end in ends]
-    limits = math.log(0.05), math.log(3.0)
-    fits = [least_squares(errors, np.clip(e, -2.9, 1.0), bounds=limits, max_nfev=60) for e in starts]
+    ends = min(WIDTHS) * np.array([0.15, 0.3, 0.5])
+    starts = [np.full(n_levels - 1, math.log(sigma_max / end) / (n_levels - 1)) for end in ends]
+    low, high = _RATIOS
+    fits = [
+        least_squares(
+            errors, np.clip(each, low + 0.01, high - 0.01), bounds=(low, high), max_nfev=40, diff_step=1e-4
+        )
+        for each in starts
+    ]
     best = min(fits, key=lambda fit: float(fit.cost))
     return tuple(float(f"{level:.4g}") for level in levels(best.x))
