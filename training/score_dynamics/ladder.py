@@ -81,13 +81,16 @@ def shares_of_samples(
         noise = sigma[:, None] ** 2
         total = w**2 + noise
         rare = torch.sigmoid(torch.log(p / (1 - p)) + (x - d / 2) * d / total)
-        return (w**2 * x + noise * rare * d) / total
+        mean: Tensor = (w**2 * x + noise * rare * d) / total
+        return mean
 
     x = (sigmas[0].double() * starts)[:, None].repeat(1, len(d))
     ends = diffusion.SOLVERS[solver](denoise, x, sigmas.double(), centre=True)
     middle = [float(np.interp(half, end, starts)) for half, end in zip(d / 2, ends.T.numpy(), strict=True)]
     there = torch.special.ndtr(-torch.tensor(middle, dtype=torch.float64))
-    return there / ((1 - p) * torch.special.ndtr(-d / (2 * w)) + p * torch.special.ndtr(d / (2 * w)))
+    wanted = (1 - p) * torch.special.ndtr(-d / (2 * w)) + p * torch.special.ndtr(d / (2 * w))
+    found: Tensor = there / wanted
+    return found
 
 
 def fitted_levels(n_levels: int, sigma_max: float, solver: str) -> tuple[float, ...]:
