@@ -20,7 +20,7 @@ from training.score_dynamics.recipe import Recipe, main
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide",
     name="sd-alanine-dipeptide",
-    version="1.1.0",
+    version="1.2.0",
     forcefield=FORCEFIELD,
     molecule=partial(molecule, "all"),
     frame=body_frame,

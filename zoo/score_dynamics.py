@@ -83,10 +83,11 @@ class ScoreDynamicsConfig:
     sigma_data : Å, standard deviation of a component of the displacement y.
     sigma_min, sigma_max, n_levels, rho, solver : the sampler's ladder of noise levels, Å.
     levels : the levels themselves, ``n_levels`` of them down from ``sigma_max``, where they are not those of
-        `diffusion.sigma_ladder`; ``sigma_min`` is then that of `ScoreDynamics.log_prob` only.
+        `diffusion.sigma_ladder`; ``rho`` is then not used, and ``sigma_min`` in `log_prob` only.
     noise_scale : the noise from which a step starts, over that of ``sigma_max``.  A network that was not
         fitted perfectly makes steps that spread a few per cent too widely, and so crosses barriers too often;
-        what it makes spreads in proportion to this.  Recipes choose it by MD that was not trained on.
+        what it makes spreads in proportion to this.  Recipes of one molecule choose it by MD that was not
+        trained on.
     bond_lengths : Å, mean of each bond of the sites in the training data.
     rigid_bonds : which of these bonds the training data held at a fixed length (constraints on bonds to
         hydrogen); each has an end without other bonds, which a step puts back at that length.
@@ -155,7 +156,7 @@ class ScoreDynamicsConfig:
                     "frame": tuple(int(i) for i in given["frame"]),
                     "bond_lengths": tuple(float(b) for b in given["bond_lengths"]),
                     "rigid_bonds": tuple(int(b) for b in given.get("rigid_bonds", ())),
-                    "levels": tuple(float(each) for each in given.get("levels", ())),
+                    "levels": tuple(given.get("levels", ())),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -173,20 +174,18 @@ class ScoreDynamicsConfig:
         for key in ("n_levels", "batch_slots"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise CheckpointError(f"config.json: {key} is {getattr(self, key)!r}, a count is needed")
-        if self.levels:
-            below = (*self.levels[1:], 0.0)
-            falls = all(math.isfinite(a) and a > b for a, b in zip(self.levels, below, strict=True))
-            if not falls or len(self.levels) != self.n_levels or self.levels[0] != self.sigma_max:
-                raise CheckpointError(
-                    f"config.json: levels {list(self.levels)} must be {self.n_levels} positive numbers "
-                    f"that fall from sigma_max, {self.sigma_max}"
-                )
+        if self.levels != ():
+            self._check_levels()
         if self.backbone not in {*BACKBONES, GRAPH_BACKBONE}:
             raise CheckpointError(
                 f"config.json: backbone {self.backbone!r} is not known to this version of zoo"
             )
         if self.solver not in diffusion.SOLVERS:
             raise CheckpointError(f"config.json: solver {self.solver!r} is not known to this version of zoo")
+        if self.solver in diffusion.STOCHASTIC_SOLVERS:
+            raise CheckpointError(
+                f"config.json: solver {self.solver!r} wants fresh noise at every level, which a step has not"
+            )
         if (self.family is not None) != (self.backbone == GRAPH_BACKBONE):
             raise CheckpointError(
                 f"config.json: the backbone of a family, and of nothing else, is {GRAPH_BACKBONE}"
@@ -211,6 +210,20 @@ class ScoreDynamicsConfig:
                 raise CheckpointError(
                     "config.json: sides need a stereocentre, without which a mirror image changes them"
                 )
+
+    def _check_levels(self) -> None:
+        told = f"config.json: levels must be {self.n_levels} positive numbers that fall from sigma_max"
+        levels = self.levels
+        if not isinstance(levels, tuple) or not all(
+            isinstance(each, int | float) and not isinstance(each, bool) for each in levels
+        ):
+            raise CheckpointError(f"{told}; they are no list of numbers")
+        if len(levels) != self.n_levels or levels[0] != self.sigma_max:
+            raise CheckpointError(f"{told}; there are {len(levels)}, not all from there")
+        single = np.array([min(each, 1e30) for each in levels], dtype=np.float32)  # what a step computes with
+        falls = np.append(single[:-1] > single[1:], single[-1] >= np.finfo(np.float32).tiny)
+        if single[0] >= 1e30 or not falls.all():
+            raise CheckpointError(f"{told}; number {int(falls.argmin()) + 1} does not")
 
     def sigmas(self) -> Tensor:
         """The sampler's ladder (n_levels + 1,) float64 Å, with the final 0."""

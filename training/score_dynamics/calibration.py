@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.score_dynamics.ladder import MOST, WIDTHS, fitted_levels
+from training.score_dynamics.ladder import MOST_LEVELS, WIDTHS, error, fitted_levels
 from training.score_dynamics.transitions import Transitions, local_displacements
-from zoo.diffusion import STOCHASTIC_SOLVERS
 from zoo.score_dynamics import ConditionalDenoiser, ScoreDynamics, ScoreDynamicsConfig
 
 #: Two widths are tried, and what is between or near them is interpolated; nothing farther away is believed.
@@ -35,9 +34,10 @@ def calibrated(
 ) -> dict[str, Any]:
     """The ``config`` of a propagator that was just trained, with its ``levels`` and its `noise_scale`."""
     found = ScoreDynamicsConfig.from_dict(dict(config))
-    few = 2 <= found.n_levels <= MOST
-    if few and found.solver not in STOCHASTIC_SOLVERS and found.sigma_max > max(WIDTHS):
-        found = replace(found, levels=fitted_levels(found.n_levels, found.sigma_max, found.solver))
+    if 2 <= found.n_levels <= MOST_LEVELS and found.sigma_max > max(WIDTHS):
+        fitted = replace(found, levels=fitted_levels(found.n_levels, found.sigma_max, found.solver))
+        if error(fitted.sigmas(), found.solver) < error(found.sigmas(), found.solver):
+            found = fitted
     found = replace(found, noise_scale=noise_scale(found, denoiser, validation, seed=seed))
     return {**config, "levels": list(found.levels), "noise_scale": found.noise_scale}
 
@@ -49,7 +49,7 @@ def noise_scale(
     n_pairs: int = N_PAIRS,
     seed: int = 0,
 ) -> float:
-    """With which a step is longer than that of MD from the same frame half of the time.
+    """The factor with which a step is longer than that of MD from the same frame half of the time.
 
     The length of a step is the root-mean-square displacement, in the body frame, of the atoms other than
     hydrogen: methyl groups turn so often that they would decide alone.  Ranks, for a few crossings of
@@ -70,9 +70,10 @@ def noise_scale(
         return config.noise_scale
     rng = np.random.default_rng(seed)
     chosen = torch.from_numpy(rng.choice(len(data), min(n_pairs, len(data)), replace=False))
-    before, after = (each.double().repeat(N_DRAWS, 1, 1) for each in data.pairs(chosen))
+    before, after = (each.double() for each in data.pairs(chosen))
     models = [ScoreDynamics(replace(config, noise_scale=scale), denoiser) for scale in TRIED]
-    wanted = _lengths(models[0], before, after)
+    wanted = _lengths(models[0], before, after).repeat(N_DRAWS)
+    before = before.repeat(N_DRAWS, 1, 1)
     # of both from the same random numbers
     moved = (torch.from_numpy(each.step(before.numpy(), np.random.default_rng(seed))) for each in models)
     low, high = (
@@ -88,6 +89,7 @@ def noise_scale(
 
 
 def _lengths(model: ScoreDynamics, before: Tensor, after: Tensor) -> Tensor:
+    """(n,) Å, root-mean-square displacement of the atoms other than hydrogen, in the body frame."""
     assert isinstance(model.denoiser, ConditionalDenoiser)
     heavy = [k for k, element in enumerate(model.molecule.site_elements) if element != "H"]
     _, y = local_displacements(model.denoiser, before, after)

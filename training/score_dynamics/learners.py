@@ -110,6 +110,8 @@ class Learner(ABC):
         """
         old = self.old.config
         known = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
+        if self.request.from_nothing:  # these were chosen for the old weights
+            known |= {"noise_scale": 1.0, "levels": ()}
         if self.request.from_nothing and old.sides is not None:
             known["sides"] = None
             known["architecture"] = {k: v for k, v in old.architecture.items() if k != "n_labels"}

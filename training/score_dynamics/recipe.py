@@ -114,18 +114,17 @@ def pack(
 ) -> Packed:
     """Training data and config, with what is measured on the training pairs: scale of y, bond lengths.
 
-    Pairs of plain MD, which is in equilibrium, are trained on in both directions of time, those of shots and
-    of blocks of walkers, which start where few frames are, only as they are.
-
     With ``releases``, a folder of flattened MD and patterns of its blocks, the model is told on which side of
-    the barrier there a step ends.
+    the barrier there a step ends.  Pairs of plain MD, what remains of them on either side, are then trained
+    on in both directions of time.  Without, they are not: segments start on purpose where few frames are,
+    leave the rarer side and do not come back, and reversed they would enter it much too often.  Nor are shots
+    and blocks of walkers, whose starts are no equilibrium on either side.
     """
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
     lengths = [len(s.positions) for s in parts["training"]]
     is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
-    training = replace(training, both_ways=torch.from_numpy(is_plain)[training.origins])
     segments = {part: list(dict.fromkeys(s.name for s in these)) for part, these in parts.items()}
     over = head = None
     told: dict[str, Any] = {}
@@ -133,6 +132,7 @@ def pack(
         training, over, head, sides, segments["releases"] = gathered(
             training, is_plain, mol, recipe.frame(mol), *releases
         )
+        training = replace(training, both_ways=torch.from_numpy(is_plain)[training.origins])
         told = {"sides": sides.to_json(), "architecture": {**recipe.architecture, "n_labels": 2}}
     common: dict[str, Any] = {
         "name": recipe.name,
@@ -302,6 +302,7 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         sides = SidesConfig.from_json(packed.config["sides"], packed.n_sites)
         print("learning on which side of the barrier steps end: some minutes", flush=True)
         model.sides = learn_sides(sides, packed.head, args.seed)
+    print("fitting noise to the sampler and to validation MD: a minute or two", flush=True)
     config = calibrated(packed.config, model, packed.validation, args.seed)
     save(args.out, config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)

@@ -26,7 +26,8 @@ class Transitions:
     frames (n_frames, n_sites, 3) Å float32, all segments one after another; ``origins`` (n_pairs,), the
     index of each pair's first frame; ``lag_time`` ps; ``both_ways`` (n_pairs,) bool, which pairs training
     draws reversed half of the time (None: none of them).  Equilibrium does not know the direction of time:
-    over momenta drawn anew, p(x) p(x' | x) = p(x') p(x | x'), with Langevin dynamics at any friction.
+    over momenta drawn anew, p(x) p(x' | x) = p(x') p(x | x'), with Langevin dynamics at any friction.  That
+    may be an equilibrium within a part of space, if no pair leaves it.
     """
 
     frames: Tensor
