@@ -257,11 +257,6 @@ def packed(md: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return read_packed(path)
 
 
-def _ends(packed: Packed) -> list[np.ndarray]:
-    """Where training pairs begin and end, of all atoms of the recipe."""
-    return [each.double().numpy() for each in packed.training.pairs()]
-
-
 def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed) -> None:
     before = recipes.pack(SMALL, [md], [], ["segment-001"])
     x = read_segments(md)[2].positions.astype(float)
@@ -272,8 +267,6 @@ def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed)
     # what is left does not leave its side, so it may be reversed; without releases nothing is
     assert before.training.both_ways is None and packed.training.both_ways is not None
     assert bool(packed.training.both_ways.all())
-    sides = [is_between(measured(each, QUADRUPLES)[:, 0], (0.0, 125.0)) for each in _ends(packed)]
-    assert np.array_equal(*sides)
     over, head = packed.over, packed.head
     assert over is not None and head is not None and over.before.shape == (len(over), 10, 3)
     network = packed.build()
@@ -281,6 +274,8 @@ def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed)
     assert network.sides is not None
     assert torch.equal(network.sides.of(local + y), over.ends)
     assert torch.equal(network.sides.of(local), 1 - over.ends)
+    local, y = local_displacements(network, *(each.double() for each in packed.training.pairs()))
+    assert torch.equal(network.sides.of(local), network.sides.of(local + y))
     # in both directions of time alike
     assert min(over.ends.bincount().tolist()) == max(over.ends.bincount().tolist()) > 50
     assert float(head.weight.sum()) == pytest.approx(2.0)
