@@ -12,6 +12,7 @@ import pytest
 
 import zoo
 from zoo import cli
+from zoo.analysis.bootstrap import Estimate
 from zoo.analysis.evaluation import Evaluation, evaluate
 from zoo.analysis.packed_positions import packed
 from zoo.analysis.trajectories import read_reference
@@ -49,10 +50,20 @@ def found(model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]) -> Evaluati
 # --- the comparison ---------------------------------------------------------------------------------
 
 
+def _overlap(one: Estimate, other: Estimate) -> bool:
+    ends = [(e.low, np.inf if e.high is None else e.high) for e in (one, other)]
+    return all(low is not None for low, _ in ends) and max(e[0] for e in ends) <= min(e[1] for e in ends)
+
+
 def test_the_same_dynamics_agree(found: Evaluation) -> None:
-    judged = [each for each in found.quantities if each.inside is not None]
+    """Both sides are uncertain, and many figures hang together: so intervals overlap, nearly all of them."""
+    judged = [
+        (each.reference, each.rollout)
+        for each in found.quantities
+        if each.reference.has_interval and each.rollout.has_interval
+    ]
     assert len(judged) >= 5
-    assert sum(each.inside is True for each in judged) >= 0.7 * len(judged)
+    assert sum(_overlap(*both) for both in judged) >= 0.9 * len(judged)
     apart = found.divergences["φ ψ"]
     assert apart.value is not None and apart.floor_95 is not None
     assert apart.value < 1.5 * apart.floor_95
