@@ -123,16 +123,15 @@ def pack(
     parts = split(folders, hold_out, validation)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
-    lengths = [len(s.positions) for s in parts["training"]]
-    is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
     segments = {part: list(dict.fromkeys(s.name for s in these)) for part, these in parts.items()}
     over = head = None
     told: dict[str, Any] = {}
     if releases is not None:
+        lengths = [len(s.positions) for s in parts["training"]]
+        is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
         training, over, head, sides, segments["releases"] = gathered(
             training, is_plain, mol, recipe.frame(mol), *releases
         )
-        training = replace(training, both_ways=torch.from_numpy(is_plain)[training.origins])
         told = {"sides": sides.to_json(), "architecture": {**recipe.architecture, "n_labels": 2}}
     common: dict[str, Any] = {
         "name": recipe.name,

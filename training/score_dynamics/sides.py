@@ -92,8 +92,8 @@ def gathered(
 
     Returns
     -------
-    The pairs without those of plain MD that go over the barrier; pairs that do, from the releases; data of
-    the head; the sides; and the names of the blocks.
+    The pairs without those of plain MD that go over the barrier, so that what is left of plain MD may go both
+    ways; pairs that do, from the releases; data of the head; the sides; and the names of the blocks.
 
     Raises
     ------
@@ -169,8 +169,7 @@ def gathered(
         (-high, -low) if mirrored else (low, high),
     )
     stays = torch.from_numpy(~over)
-    ways = None if data.both_ways is None else data.both_ways[stays]
-    kept = replace(data, origins=data.origins[stays], both_ways=ways)
+    kept = replace(data, origins=data.origins[stays], both_ways=torch.from_numpy(plain)[stays])
     return kept, pairs, head, config, [b.name for b in blocks]
 
 
