@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import zoo
-from training.benchmarks.kinetics.__main__ import agreement, interval, main, thinned
+from training.benchmarks.kinetics.__main__ import agreement, conduct, interval, main, thinned
 from training.reference_md.segments import Segment
 from zoo.analysis.bootstrap import Estimate
 from zoo.analysis.evaluation import Evaluation, Quantity
 from zoo.errors import ZooError
 from zoo.molecules.start import load_start
 from zoo.rollout import roll_out
+from zoo.rollout.report import RolloutReport, WalkerReport
 from zoo.score_dynamics import ScoreDynamics
 
 CG = Path(zoo.__file__).parent / "checkpoints" / "sd-alanine-dipeptide-cg"
@@ -75,6 +76,22 @@ def test_independent_figures_agree_as_often_as_intervals_promise() -> None:
     assert agree / 2000 == pytest.approx(0.95, abs=0.02)
 
 
+def report(seed: int, seconds: float, *walkers: WalkerReport) -> RolloutReport:
+    return RolloutReport("name@1.0.0", "", 2.0, seed, 30, 100, seconds, walkers)
+
+
+def test_rollouts_are_told_of_together() -> None:
+    one = report(0, 10.0, WalkerReport(30, {"bond": 3, "clash": 1}, None, 0.0))
+    other = report(1, 5.0, WalkerReport(30, {"bond": 2}, None, 0.0), WalkerReport(4, {}, "lost", 0.0))
+    assert conduct([one, other]) == {
+        "steps": 64,
+        "redrawn_fraction": 6 / 70,
+        "redrawn_by_kind": {"bond": 5, "clash": 1},
+        "walkers_stopped": 1,
+        "ps_per_second": 128 / 15,
+    }
+
+
 def test_an_interval_in_words() -> None:
     assert interval(1.0, None, "") == "1 to ∞"
     assert interval(0.123456, 2.0, "") == "0.123 to 2"
@@ -112,10 +129,10 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     sections = json.loads((folder / "metrics.json").read_text())["sections"]
     kinds = {row["kind"] for row in sections["kinetics"]["results"]}
     assert {"markov population", "group mfpt", "timescale"} <= kinds
-    assert sections["kinetics"]["rollout_ns"] == pytest.approx(4 * 40 / 1000)
+    assert sections["kinetics"]["rollout_ns"] == pytest.approx(2 * 4 * 40 / 1000)  # both rollouts
     assert sections["kinetics"]["md_ns"] == pytest.approx(2 * 60 / 1000)
     (stability,) = sections["stability"]["results"]
-    assert stability["steps"] == 160
+    assert (stability["rollouts"], stability["n_walkers"], stability["steps"]) == (2, 4, 320)
     assert all(math.isfinite(stability[f"{kind}_drift_in_sd"]) for kind in ("bonds", "angles"))
     assert (tmp_path / "out" / "evaluation.json").is_file()
     assert (tmp_path / "out" / "evaluation.png").is_file()
