@@ -87,7 +87,7 @@ def build(service: Service) -> None:
             concurrency_limit=limits.workers,
             show_progress="minimal",
             show_progress_on=status,
-            trigger_mode="once",
+            trigger_mode="always_last",  # a click is never lost; of double clicks see static/clicks.js
             js=pieces.scroll_to("denoise-status"),
         )
         for button, example in [(run, None), *zip(buttons, (each.key for each in CRYSTALS), strict=True)]

@@ -223,6 +223,35 @@ def test_a_running_rollout_can_be_stopped(visitor: Visitor) -> None:
     visitor.done("rollout")
 
 
+def test_a_click_while_a_job_runs_is_not_lost(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.tab("Roll out a molecule")
+    page.fill("#rollout-steps input[type=number]", "200")
+    page.click("#start-alanine-c7eq")
+    page.wait_for_selector("#rollout-status progress")
+    page.fill("#rollout-steps input[type=number]", "10")
+    page.click("#start-alanine-c7eq")
+    page.wait_for_selector("#rollout-report:has-text('16 walkers × 10 steps')")
+
+
+def test_a_double_click_is_one_job(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.tab("Roll out a molecule")
+    page.fill("#rollout-steps input[type=number]", "10")
+    page.evaluate(
+        "() => { window.texts = []; new MutationObserver(() => window.texts.push("
+        "document.getElementById('rollout-status').innerText)).observe("
+        "document.getElementById('rollout-status'), {childList: true, subtree: true, characterData: true}); }"
+    )
+    page.dblclick("#start-alanine-c7eq")
+    visitor.done("rollout")
+    page.wait_for_timeout(2000)
+    assert "Done" in page.inner_text("#rollout-status")
+    texts = page.evaluate("window.texts")
+    first = next(k for k, text in enumerate(texts) if "Done" in text)
+    assert all("Done" in text for text in texts[first:])
+
+
 def test_mistakes_are_told_in_one_line_and_the_page_goes_on(visitor: Visitor, tmp_path: Path) -> None:
     page = visitor.page
     page.click("#denoise-run")

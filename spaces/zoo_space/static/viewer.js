@@ -10,9 +10,17 @@
   let made = 0; // canvases so far, for their ids
 
   let webgl; // asked once: browsers allow only so many contexts
+  let smooth = true; // antialiasing draws four times the pixels: without a GPU each picture would take seconds
   const drawable = () => {
+    if (webgl !== undefined) return webgl;
     const canvas = document.createElement("canvas");
-    webgl ??= Boolean(canvas.getContext("webgl2") || canvas.getContext("webgl"));
+    const context = canvas.getContext("webgl2") || canvas.getContext("webgl");
+    webgl = Boolean(context);
+    if (webgl) {
+      const told = context.getExtension("WEBGL_debug_renderer_info");
+      const renderer = context.getParameter(told ? told.UNMASKED_RENDERER_WEBGL : context.RENDERER);
+      smooth = !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer);
+    }
     return webgl;
   };
   const floats = (text) => new Float32Array(bytes(text).buffer);
@@ -37,7 +45,7 @@
       }
       if (!drawable()) throw new Error("no WebGL"); // 3Dmol.js itself would draw nothing and say nothing
       this.view = $3Dmol.createViewer(canvas, {
-        id: `zv-${++made}`, backgroundAlpha: 0, orthographic: true, antialias: true, disableFog: true,
+        id: `zv-${++made}`, backgroundAlpha: 0, orthographic: true, antialias: smooth, disableFog: true,
       });
       if (this.view.divwatcher) this.view.divwatcher.disconnect(); // it also draws on pages that are not shown
       this.drawBox();
