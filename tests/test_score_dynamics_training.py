@@ -183,6 +183,14 @@ def test_packed_data_come_back_as_they_were(md: Path, packed: Packed, tmp_path: 
             read_packed(tmp_path / name)
 
 
+def test_what_the_recipe_holds_out_need_not_be_there(md: Path) -> None:
+    own = replace(SMALL, hold_out=("segment-002", "segment-090"))
+    packed = recipes.pack(own, [md], list(own.hold_out), ["segment-001"])
+    assert (packed.segments["training"], packed.segments["held_out"]) == (["segment-000"], ["segment-002"])
+    with pytest.raises(ZooError, match="no segment segment-091;"):
+        recipes.pack(own, [md], ["segment-091"], ["segment-001"])
+
+
 def test_bonds_that_the_md_held_fixed_are_rigid(tmp_path: Path) -> None:
     everything = replace(SMALL, molecule=partial(molecule, "all"), architecture={"n_sites": 22, "width": 8})
     mol = everything.molecule()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from training.reference_md.releases import Bias, read_blocks
 from training.reference_md.segments import Record, read_segments, write_record
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics import sides as learning
+from training.score_dynamics.alanine_dipeptide import stays_on_one_side
 from training.score_dynamics.fit import fit
 from training.score_dynamics.learners import Request, learner
 from training.score_dynamics.packed import Packed, read_packed, write_packed
@@ -280,6 +282,19 @@ def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed)
     assert min(over.ends.bincount().tolist()) == max(over.ends.bincount().tolist()) > 50
     assert float(head.weight.sum()) == pytest.approx(2.0)
     assert packed.segments["releases"][0] == "flat-00000"
+
+
+def test_without_releases_what_goes_over_the_barrier_is_not_reversed(md: Path, tmp_path: Path) -> None:
+    settled = replace(SMALL, settled=stays_on_one_side)
+    packed = recipes.pack(settled, [md], [], ["segment-001"])
+    assert packed.segments["training"] == ["segment-000", "segment-002"]
+    both_ways = packed.training.both_ways
+    assert both_ways is not None and both_ways.tolist() == 26 * [True] + 16 * [False]
+    # of walkers neither, even where they stay on their side
+    for old, new in (("segment-000", "flat-00000"), ("segment-001", "segment-001")):
+        shutil.copy(md / f"{old}.npz", tmp_path / f"{new}.npz")
+    both_ways = recipes.pack(settled, [tmp_path], [], ["segment-001"]).training.both_ways
+    assert both_ways is not None and not bool(both_ways.any())
 
 
 def test_a_resumed_fit_equals_an_uninterrupted_one(packed: Packed, tmp_path: Path) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from training.reference_md.segments import Segment
+from zoo.analysis.dihedrals import choose_dihedrals
+from zoo.analysis.kinetics import torsions
 from zoo.molecules.molecule import Molecule
+from zoo.sides import Quadruple, is_between
 
 FORCEFIELD = "AMBER14SB, TIP3P, 300 K, LangevinMiddle 0.1/ps, 4 fs"
 
-# Two rounds of the starting basins, so that each of them is tested; the second has just begun.
-HOLD_OUT = tuple(f"segment-{k:03d}" for k in (*range(10), 20, *range(50, 55)))
+# A round of the starting basins, so that each of them is tested, and more of those with phi < 0.
+HOLD_OUT = tuple(f"segment-{k:03d}" for k in (*range(10), 20, *range(50, 55), *range(90, 95)))
 VALIDATION = ("segment-010", "segment-011", "segment-012")
 
 
@@ -32,3 +39,22 @@ def body_frame(mol: Molecule) -> tuple[int, int, int]:
         )
 
     return find("N"), find("CA"), find("C")
+
+
+#: Degrees of phi between which one side of its barriers is.
+SIDE = (0.0, 120.0)
+
+
+def stays_on_one_side(segment: Segment) -> bool:
+    """Whether phi never goes over one of its barriers: what goes there rarely comes back in time.
+
+    On its side, where the barriers are low, such a segment is in equilibrium.
+    """
+    phi = torsions(segment.positions, _backbone())[:, 0]
+    return len(np.unique(is_between(phi, SIDE))) == 1
+
+
+@lru_cache(maxsize=1)
+def _backbone() -> tuple[Quadruple, ...]:
+    """Phi and psi among all atoms."""
+    return tuple(choose_dihedrals(molecule("all"), None).quadruples)

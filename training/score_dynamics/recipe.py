@@ -7,7 +7,7 @@ import fnmatch
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,12 +73,17 @@ class Recipe:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampler: dict[str, Any] = field(default_factory=dict)
     """Of `ScoreDynamicsConfig`: sigma_min, sigma_max, n_levels, rho, solver, batch_slots."""
+    settled: Callable[[Segment], bool] | None = None
+    """Whether plain MD is in equilibrium where it is, and does not leave (None: not known of any)."""
 
 
-def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> dict[str, list[Segment]]:
+def split(
+    folders: list[Path], hold_out: list[str], validation: list[str], may_lack: Collection[str] = ()
+) -> dict[str, list[Segment]]:
     """Whole segments for training, for validation, and held out, by the names of their files.
 
-    Names are patterns as those of a shell, so ``flat-01*`` is all of walker 1.
+    Names are patterns as those of a shell, so ``flat-01*`` is all of walker 1.  Those of ``may_lack`` need
+    not be there: a recipe holds out more segments than one's own MD may have.
 
     Raises
     ------
@@ -86,7 +91,7 @@ def split(folders: list[Path], hold_out: list[str], validation: list[str]) -> di
     """
     segments = [s for folder in folders for s in read_segments(folder)]
     names = {s.name for s in segments}
-    missing = sorted(p for p in {*hold_out, *validation} if not fnmatch.filter(names, p))
+    missing = sorted(p for p in {*hold_out, *validation} - {*may_lack} if not fnmatch.filter(names, p))
     if missing:
         raise ZooError(f"no segment {', '.join(missing)}; there are {', '.join(shortened(sorted(names)))}")
     away, checked = ({n for p in each for n in fnmatch.filter(names, p)} for each in (hold_out, validation))
@@ -116,18 +121,23 @@ def pack(
 
     With ``releases``, a folder of flattened MD and patterns of its blocks, the model is told on which side of
     the barrier there a step ends.  Pairs of plain MD, what remains of them on either side, are then trained
-    on in both directions of time.  Without, they are not: segments start on purpose where few frames are,
-    leave the rarer side and do not come back, and reversed they would enter it much too often.  Nor are shots
-    and blocks of walkers, whose starts are no equilibrium on either side.
+    on in both directions of time.  Without, only those of segments that the recipe calls settled are:
+    segments start on purpose where few frames are, and one that leaves the rarer side and does not come back
+    would, reversed, enter it much too often.  Shots and blocks of walkers, whose starts are no equilibrium on
+    either side, are never reversed.
     """
-    parts = split(folders, hold_out, validation)
+    parts = split(folders, hold_out, validation, recipe.hold_out)
     mol = recipe.molecule()
     training = transitions(parts["training"], mol.sites, recipe.lag_time)
     segments = {part: list(dict.fromkeys(s.name for s in these)) for part, these in parts.items()}
     over = head = None
     told: dict[str, Any] = {}
+    lengths = [len(s.positions) for s in parts["training"]]
+    if releases is None and recipe.settled is not None:
+        settled = [not _SERIES.fullmatch(s.name) and recipe.settled(s) for s in parts["training"]]
+        of_frame = torch.from_numpy(np.repeat(settled, lengths))
+        training = replace(training, both_ways=of_frame[training.origins])
     if releases is not None:
-        lengths = [len(s.positions) for s in parts["training"]]
         is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
         training, over, head, sides, segments["releases"] = gathered(
             training, is_plain, mol, recipe.frame(mol), *releases
