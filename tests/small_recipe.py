@@ -21,6 +21,8 @@ SMALL = replace(
     hold_out=(),
     validation=("segment-001",),
     noise=NoiseConfig(batch_size=32),
+    settled=None,
+    stays=None,
 )
 LOOP = LoopConfig(n_steps=6, warmup=2, log_every=2, learning_rate=1e-3)
 

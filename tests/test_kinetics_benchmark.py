@@ -130,6 +130,8 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     kinds = {row["kind"] for row in sections["kinetics"]["results"]}
     assert {"markov population", "group mfpt", "timescale"} <= kinds
     assert sections["kinetics"]["rollout_ns"] == pytest.approx(2 * 4 * 40 / 1000)  # both rollouts
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert told["sets"]["rollout"]["n_trajectories"] == 2 * 4
     assert sections["kinetics"]["md_ns"] == pytest.approx(2 * 60 / 1000)
     (stability,) = sections["stability"]["results"]
     assert (stability["rollouts"], stability["n_walkers"], stability["steps"]) == (2, 4, 320)

@@ -20,7 +20,7 @@ from training.reference_md.releases import Bias, read_blocks
 from training.reference_md.segments import Record, read_segments, write_record
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics import sides as learning
-from training.score_dynamics.alanine_dipeptide import stays_on_one_side
+from training.score_dynamics.alanine_dipeptide import settled, stays_on_one_side
 from training.score_dynamics.fit import fit
 from training.score_dynamics.learners import Request, learner
 from training.score_dynamics.packed import Packed, read_packed, write_packed
@@ -285,16 +285,30 @@ def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed)
 
 
 def test_without_releases_what_goes_over_the_barrier_is_not_reversed(md: Path, tmp_path: Path) -> None:
-    settled = replace(SMALL, settled=stays_on_one_side)
-    packed = recipes.pack(settled, [md], [], ["segment-001"])
+    recipe = replace(SMALL, stays=stays_on_one_side)
+    packed = recipes.pack(recipe, [md], [], ["segment-001"])
     assert packed.segments["training"] == ["segment-000", "segment-002"]
     both_ways = packed.training.both_ways
     assert both_ways is not None and both_ways.tolist() == 26 * [True] + 16 * [False]
     # of walkers neither, even where they stay on their side
     for old, new in (("segment-000", "flat-00000"), ("segment-001", "segment-001")):
         shutil.copy(md / f"{old}.npz", tmp_path / f"{new}.npz")
-    both_ways = recipes.pack(settled, [tmp_path], [], ["segment-001"]).training.both_ways
+    both_ways = recipes.pack(recipe, [tmp_path], [], ["segment-001"]).training.both_ways
     assert both_ways is not None and not bool(both_ways.any())
+
+
+@pytest.mark.parametrize("releases", [None, (RELEASES, ["flat-00*"])])
+def test_the_way_down_to_a_basin_is_not_reversed(md: Path, tmp_path: Path, releases: Any) -> None:
+    """A segment that begins between the cores for four frames, and is in that of alpha-R from then on."""
+    down = crossing(np.concatenate([b.paths for b in read_blocks(RELEASES, ["flat-00*"])]))[-8:]
+    whole = np.concatenate([np.repeat(start()[None], 4, axis=0), np.repeat(down, 3, axis=0) / 10])
+    for name in ("segment-001", "segment-002"):
+        shutil.copy(md / f"{name}.npz", tmp_path)
+    write_record(tmp_path / "segment-000.npz", Record(whole.astype(np.float32), 0.2, (), 2.1, 800))
+    recipe = replace(SMALL, settled=settled, stays=stays_on_one_side)
+    both_ways = recipes.pack(recipe, [tmp_path], [], ["segment-001"], releases).training.both_ways
+    assert both_ways is not None
+    assert both_ways[:23].tolist() == 4 * [False] + 19 * [True]
 
 
 def test_a_resumed_fit_equals_an_uninterrupted_one(packed: Packed, tmp_path: Path) -> None:

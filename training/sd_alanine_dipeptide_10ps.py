@@ -20,6 +20,7 @@ from training.score_dynamics.alanine_dipeptide import (
     VALIDATION,
     body_frame,
     molecule,
+    settled,
     stays_on_one_side,
 )
 from training.score_dynamics.packed import NoiseConfig
@@ -36,12 +37,12 @@ RECIPE = Recipe(
     architecture={"n_sites": 22, "width": 384, "depth": 4, "n_frequencies": 8},
     hold_out=HOLD_OUT,
     validation=VALIDATION,
+    settled=settled,
+    stays=stays_on_one_side,
     n_steps=40000,
     lag_time=10.0,
     # Displacements are a fifth greater than those of 1 ps and more often lead to another basin.
     noise=NoiseConfig(sigma_mean=-1.6, sigma_std=1.4),
-    # Released paths are shorter than a step, so sides of phi = 0 are not drawn first, as those of 1 ps are.
-    settled=stays_on_one_side,
     sampler={"sigma_max": 4.0, "n_levels": 10, "batch_slots": 16},
 )
 

@@ -14,7 +14,15 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from training.score_dynamics.alanine_dipeptide import FORCEFIELD, HOLD_OUT, VALIDATION, body_frame, molecule
+from training.score_dynamics.alanine_dipeptide import (
+    FORCEFIELD,
+    HOLD_OUT,
+    VALIDATION,
+    body_frame,
+    molecule,
+    settled,
+    stays_on_one_side,
+)
 from training.score_dynamics.recipe import Recipe, main
 
 RECIPE = Recipe(
@@ -28,6 +36,8 @@ RECIPE = Recipe(
     architecture={"n_sites": 10, "width": 256, "depth": 3, "n_frequencies": 8},
     hold_out=HOLD_OUT,
     validation=VALIDATION,
+    settled=settled,
+    stays=stays_on_one_side,
     n_steps=20000,
     # As with all atoms: eight levels do as well as twelve, and one walker pays for all slots.
     sampler={"n_levels": 8, "batch_slots": 16},

@@ -42,13 +42,12 @@ def build(workers: Workers, limits: Limits, url: str = "https://HOST/") -> gr.Bl
 
     from zoo_space import api, cards_tab, denoise_tab, rollout_tab
     from zoo_space.service import Service
-    from zoo_space.viewer import ROUTE
 
     service = Service(workers, limits)
     hour = 3600
     # Uploads and results are deleted within the hour, and all of them when the server stops.
     with gr.Blocks(title="zoo", analytics_enabled=False, delete_cache=(hour // 4, hour // 2)) as page:
-        gr.HTML(_HEAD, head=f'<script src="{ROUTE}/clicks.js"></script>')
+        gr.HTML(_HEAD)
         with gr.Tabs():
             with gr.Tab("Denoise a crystal", id="denoise"):
                 denoise_tab.build(service)

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from zoo_space import charts, pieces
+from zoo_space import buttons, charts, pieces
 from zoo_space.errors import VisitorError
 from zoo_space.examples import CRYSTALS
 from zoo_space.messages import Denoised, Progress
@@ -31,10 +31,10 @@ def build(service: Service) -> None:
             )
             run = gr.Button("Denoise", variant="primary", elem_id="denoise-run")
             gr.HTML('<p class="zs-or">or try a real snapshot of molecular dynamics</p>')
-            buttons = []
+            examples = []
             with gr.Row(elem_classes="zs-examples"):
                 for each in CRYSTALS:
-                    buttons.append(
+                    examples.append(
                         gr.Button(each.label, size="sm", min_width=120, elem_id=f"example-{each.key}")
                     )
             with gr.Accordion("Settings", open=False):
@@ -68,11 +68,12 @@ def build(service: Service) -> None:
                 elem_id="denoise-files",
                 elem_classes="zs-files",
             )
-    outputs = [status, view, bars, numbers, facts, curve, files, stop]
+    starters = [run, *examples]
+    outputs = [status, view, bars, numbers, facts, curve, files, stop, *starters]
 
     def work(example: str | None) -> Callable[..., Iterator[list[Any]]]:
         def act(path: str | None, name: str, n: Any, k: Any, types: str) -> Iterator[list[Any]]:
-            yield from _act(service, None if example else path, example, name, n, k, types)
+            yield from _act(service, None if example else path, example, name, n, k, types, len(starters))
 
         return act
 
@@ -87,15 +88,15 @@ def build(service: Service) -> None:
             concurrency_limit=limits.workers,
             show_progress="minimal",
             show_progress_on=status,
-            trigger_mode="always_last",  # a click is never lost; of double clicks see static/clicks.js
+            trigger_mode="once",
             js=pieces.scroll_to("denoise-status"),
         )
-        for button, example in [(run, None), *zip(buttons, (each.key for each in CRYSTALS), strict=True)]
+        for button, example in [(run, None), *zip(examples, (each.key for each in CRYSTALS), strict=True)]
     ]
     stop.click(
-        lambda: (pieces.notice("Stopped."), gr.Button(interactive=False)),
+        lambda: [pieces.notice("Stopped."), *buttons.idle(len(starters))],
         None,
-        [status, stop],
+        [status, stop, *starters],
         cancels=events,
         queue=False,
         api_visibility="private",
@@ -103,25 +104,33 @@ def build(service: Service) -> None:
 
 
 def _act(
-    service: Service, path: str | None, example: str | None, name: str, steps: Any, frame: Any, species: str
+    service: Service,
+    path: str | None,
+    example: str | None,
+    name: str,
+    steps: Any,
+    frame: Any,
+    species: str,
+    starters: int,
 ) -> Iterator[list[Any]]:
     """Everything that changes on the page, as it changes."""
     keep = gr.skip()
-    yield [pieces.progress(0.0, "starting"), *[keep] * 5, gr.File(visible=False), gr.Button(interactive=True)]
+    as_it_is = [keep] * (1 + starters)
+    yield [pieces.progress(0.0, "starting"), *[keep] * 5, gr.File(visible=False), *buttons.busy(starters)]
     with outbox() as out:
         result: Denoised | None = None
         try:
             for message in service.denoise(path, example, name, steps, frame, species, out):
                 if isinstance(message, Progress):
-                    yield [pieces.progress(message.share, message.text), *[keep] * 7]
+                    yield [pieces.progress(message.share, message.text), *[keep] * 6, *as_it_is]
                 elif isinstance(message, Denoised):
                     result = message
-                    yield [*_shown(result), _handed([str(result.structure)]), keep]
+                    yield [*_shown(result), _handed([str(result.structure)]), *as_it_is]
                 elif result is not None:
                     files = [str(result.structure), str(message)]
-                    yield [*[keep] * 6, _handed(files), gr.Button(interactive=False)]
+                    yield [*[keep] * 6, _handed(files), *buttons.idle(starters)]
         except VisitorError as error:
-            yield [pieces.problem(str(error)), *[keep] * 6, gr.Button(interactive=False)]
+            yield [pieces.problem(str(error)), *[keep] * 6, *buttons.idle(starters)]
 
 
 def _handed(files: list[str]) -> gr.File:

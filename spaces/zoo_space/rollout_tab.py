@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from zoo_space import charts, pieces
+from zoo_space import buttons, charts, pieces
 from zoo_space.errors import VisitorError
 from zoo_space.examples import MOLECULES
 from zoo_space.messages import Progress, RolledOut
@@ -35,10 +35,10 @@ def build(service: Service) -> None:
             )
             run = gr.Button("Roll out", variant="primary", elem_id="rollout-run")
             gr.HTML('<p class="zs-or">or start in one of the basins of alanine dipeptide</p>')
-            buttons = []
+            examples = []
             with gr.Row(elem_classes="zs-examples"):
                 for each in MOLECULES:
-                    buttons.append(
+                    examples.append(
                         gr.Button(each.label, size="sm", min_width=120, elem_id=f"start-{each.key}")
                     )
             with gr.Accordion("Settings", open=True):
@@ -71,11 +71,12 @@ def build(service: Service) -> None:
                 file_count="multiple", interactive=False, visible=False, elem_id="rollout-files",
                 elem_classes="zs-files",
             )  # fmt: skip
-    outputs = [status, maps, view, series, report, files, stop]
+    starters = [run, *examples]
+    outputs = [status, maps, view, series, report, files, stop, *starters]
 
     def work(example: str | None) -> Callable[..., Iterator[list[Any]]]:
         def act(path: str | None, name: str, n: Any, w: Any, s: Any) -> Iterator[list[Any]]:
-            yield from _act(service, None if example else path, example, name, n, w, s)
+            yield from _act(service, None if example else path, example, name, n, w, s, len(starters))
 
         return act
 
@@ -90,15 +91,15 @@ def build(service: Service) -> None:
             concurrency_limit=limits.workers,
             show_progress="minimal",
             show_progress_on=status,
-            trigger_mode="always_last",  # a click is never lost; of double clicks see static/clicks.js
+            trigger_mode="once",
             js=pieces.scroll_to("rollout-status"),
         )
-        for button, example in [(run, None), *zip(buttons, (each.key for each in MOLECULES), strict=True)]
+        for button, example in [(run, None), *zip(examples, (each.key for each in MOLECULES), strict=True)]
     ]
     stop.click(
-        lambda: (pieces.notice("Stopped."), gr.Button(interactive=False)),
+        lambda: [pieces.notice("Stopped."), *buttons.idle(len(starters))],
         None,
-        [status, stop],
+        [status, stop, *starters],
         cancels=events,
         queue=False,
         api_visibility="private",
@@ -106,7 +107,14 @@ def build(service: Service) -> None:
 
 
 def _act(
-    service: Service, path: str | None, example: str | None, name: str, steps: Any, walkers: Any, seed: Any
+    service: Service,
+    path: str | None,
+    example: str | None,
+    name: str,
+    steps: Any,
+    walkers: Any,
+    seed: Any,
+    starters: int,
 ) -> Iterator[list[Any]]:
     keep = gr.skip()
     yield [
@@ -116,7 +124,7 @@ def _act(
         "",
         "",
         gr.File(visible=False),
-        gr.Button(interactive=True),
+        *buttons.busy(starters),
     ]
     with outbox() as out:
         try:
@@ -128,12 +136,13 @@ def _act(
                         drawn = charts.free_energy_maps(
                             message.counts, None if reference is None else reference.counts, "so far"
                         )
-                    yield [pieces.progress(message.share, message.text), drawn, *[keep] * 5]
+                    as_it_is = [keep] * (5 + starters)
+                    yield [pieces.progress(message.share, message.text), drawn, *as_it_is]
                 else:
                     files = gr.File(_downloads(message.files), visible=True, interactive=False)
-                    yield [*_shown(message), files, gr.Button(interactive=False)]
+                    yield [*_shown(message), files, *buttons.idle(starters)]
         except VisitorError as error:
-            yield [pieces.problem(str(error)), *[keep] * 5, gr.Button(interactive=False)]
+            yield [pieces.problem(str(error)), *[keep] * 5, *buttons.idle(starters)]
 
 
 def _downloads(files: list[Path]) -> list[str]:

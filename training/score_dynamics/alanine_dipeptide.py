@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from training.reference_md.segments import Segment
+from zoo.analysis.basins import alanine_basins
 from zoo.analysis.dihedrals import choose_dihedrals
 from zoo.analysis.kinetics import torsions
 from zoo.molecules.molecule import Molecule
@@ -45,13 +47,23 @@ def body_frame(mol: Molecule) -> tuple[int, int, int]:
 SIDE = (0.0, 120.0)
 
 
-def stays_on_one_side(segment: Segment) -> bool:
-    """Whether phi never goes over one of its barriers: what goes there rarely comes back in time.
+def settled(segment: Segment) -> npt.NDArray[np.bool_]:
+    """(n_frames,) whether a frame comes after the first visit of a core of a basin.
 
-    On its side, where the barriers are low, such a segment is in equilibrium.
+    Some segments begin on a barrier, and slide down from there in a picosecond or two.
     """
-    phi = torsions(segment.positions, _backbone())[:, 0]
-    return len(np.unique(is_between(phi, SIDE))) == 1
+    visited: npt.NDArray[np.bool_] = np.maximum.accumulate(alanine_basins().cores(_angles(segment)) >= 0)
+    return visited
+
+
+def stays_on_one_side(segment: Segment) -> bool:
+    """Whether phi never goes over one of its barriers: what goes there rarely comes back in time."""
+    return len(np.unique(is_between(_angles(segment)[:, 0], SIDE))) == 1
+
+
+def _angles(segment: Segment) -> npt.NDArray[np.float64]:
+    """(n_frames, 2) phi and psi in degrees."""
+    return torsions(segment.positions, _backbone())
 
 
 @lru_cache(maxsize=1)

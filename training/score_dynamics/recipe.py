@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from training.command_line import command_line
@@ -73,8 +74,19 @@ class Recipe:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     sampler: dict[str, Any] = field(default_factory=dict)
     """Of `ScoreDynamicsConfig`: sigma_min, sigma_max, n_levels, rho, solver, batch_slots."""
-    settled: Callable[[Segment], bool] | None = None
-    """Whether plain MD is in equilibrium where it is, and does not leave (None: not known of any)."""
+    settled: Callable[[Segment], npt.NDArray[np.bool_]] | None = None
+    """(n_frames,) which frames of plain MD are past the way down from where it was started (None: all)."""
+    stays: Callable[[Segment], bool] | None = None
+    """Whether plain MD never leaves the side of a high barrier that it is on (None: not known of any)."""
+
+    def plain(self, segment: Segment) -> npt.NDArray[np.bool_]:
+        """(n_frames,) which frames are of MD in equilibrium on its side of a high barrier.
+
+        None of shots and of walkers' blocks, which begin where few frames are, and follow from there.
+        """
+        if _SERIES.fullmatch(segment.name) or self.settled is None:
+            return np.full(len(segment.positions), not _SERIES.fullmatch(segment.name))
+        return self.settled(segment)
 
 
 def split(
@@ -82,8 +94,8 @@ def split(
 ) -> dict[str, list[Segment]]:
     """Whole segments for training, for validation, and held out, by the names of their files.
 
-    Names are patterns as those of a shell, so ``flat-01*`` is all of walker 1.  Those of ``may_lack`` need
-    not be there: a recipe holds out more segments than one's own MD may have.
+    Names are patterns as those of a shell, so ``flat-01*`` is all of walker 1.  Held-out ones that
+    ``may_lack`` need not be there: a recipe holds out more segments than one's own MD may have.
 
     Raises
     ------
@@ -91,7 +103,8 @@ def split(
     """
     segments = [s for folder in folders for s in read_segments(folder)]
     names = {s.name for s in segments}
-    missing = sorted(p for p in {*hold_out, *validation} - {*may_lack} if not fnmatch.filter(names, p))
+    wanted = {*hold_out, *validation} - ({*may_lack} - {*validation})
+    missing = sorted(p for p in wanted if not fnmatch.filter(names, p))
     if missing:
         raise ZooError(f"no segment {', '.join(missing)}; there are {', '.join(shortened(sorted(names)))}")
     away, checked = ({n for p in each for n in fnmatch.filter(names, p)} for each in (hold_out, validation))
@@ -121,10 +134,9 @@ def pack(
 
     With ``releases``, a folder of flattened MD and patterns of its blocks, the model is told on which side of
     the barrier there a step ends.  Pairs of plain MD, what remains of them on either side, are then trained
-    on in both directions of time.  Without, only those of segments that the recipe calls settled are:
-    segments start on purpose where few frames are, and one that leaves the rarer side and does not come back
-    would, reversed, enter it much too often.  Shots and blocks of walkers, whose starts are no equilibrium on
-    either side, are never reversed.
+    on in both directions of time.  Without, only those of segments that stay on their side are: segments
+    start on purpose where few frames are, and one that leaves the rarer side and does not come back would,
+    reversed, enter it much too often.
     """
     parts = split(folders, hold_out, validation, recipe.hold_out)
     mol = recipe.molecule()
@@ -132,13 +144,11 @@ def pack(
     segments = {part: list(dict.fromkeys(s.name for s in these)) for part, these in parts.items()}
     over = head = None
     told: dict[str, Any] = {}
-    lengths = [len(s.positions) for s in parts["training"]]
-    if releases is None and recipe.settled is not None:
-        settled = [not _SERIES.fullmatch(s.name) and recipe.settled(s) for s in parts["training"]]
-        of_frame = torch.from_numpy(np.repeat(settled, lengths))
-        training = replace(training, both_ways=of_frame[training.origins])
+    if releases is None and recipe.stays is not None:
+        ways = [recipe.plain(s) & recipe.stays(s) for s in parts["training"]]
+        training = replace(training, both_ways=torch.from_numpy(np.concatenate(ways))[training.origins])
     if releases is not None:
-        is_plain = np.repeat([not _SERIES.fullmatch(s.name) for s in parts["training"]], lengths)
+        is_plain = np.concatenate([recipe.plain(s) for s in parts["training"]])
         training, over, head, sides, segments["releases"] = gathered(
             training, is_plain, mol, recipe.frame(mol), *releases
         )

@@ -1,6 +1,7 @@
 /* A viewer of structures on 3Dmol.js: panels side by side with linked cameras, one slider over the frames.
    It asks nothing of any server.  The component's element says how it is doing in data-state:
-   "empty", "ready" or "no-webgl", and which frame is shown in data-frame. */
+   "empty", "ready" or "no-webgl", which frame is shown in data-frame, and whether edges are smoothed in
+   data-smooth. */
 (() => {
   "use strict";
 
@@ -144,6 +145,7 @@
         }
       });
       canvases.forEach((canvas) => this.sizes.observe(canvas));
+      this.root.dataset.smooth = String(smooth);
       this.root.dataset.state = "ready";
     }
 

@@ -8,9 +8,9 @@ whole trajectories are resampled.  Segments of reference MD start in chosen basi
 nothing of equilibrium: populations are those of a Markov model, and first-passage times count only time
 since the last visit of the basin that they start from.
 
-**Two rollouts** with other random numbers each are compared with MD together, for what is rare; apart they
-tell whether the intervals are right: nearly all figures of the second have to agree with the first one's
-within their two intervals.
+**Two rollouts**, from other frames and with other random numbers, are compared with MD together, for what is
+rare.  Apart they tell whether the intervals are right: nearly all figures of the second have to agree with
+the first one's within their two intervals.
 They are also the test of stability: redrawn steps, walkers that stopped, drift, inversions.
 """
 
@@ -197,12 +197,9 @@ def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     segments = held_out_segments(model, args.data, args.segments)
     md = thinned(segments, model.molecule.sites, model.lag_time)
-    start = start_frames(model, md, args.walkers)
+    start = start_frames(model, md, 2 * args.walkers)  # other ones for the second rollout
     settings: dict[str, Any] = {"markov_lag_ps": args.markov_lag, "seed": args.seed}
-    runs = [
-        walk(model, start, args.steps, args.walkers, seed, args.threads)
-        for seed in (args.seed, args.seed + 1)
-    ]
+    runs = [walk(model, start[k::2], args.steps, args.walkers, args.seed + k, args.threads) for k in (0, 1)]
     first, other = (list(trajectories(run)) for run in runs)
     found = evaluate([*first, *other], md, model.molecule, model.lag_time, **settings)
     again = evaluate(other, first, model.molecule, model.lag_time, **settings)
