@@ -183,12 +183,17 @@ def test_packed_data_come_back_as_they_were(md: Path, packed: Packed, tmp_path: 
             read_packed(tmp_path / name)
 
 
-def test_what_the_recipe_holds_out_need_not_be_there(md: Path) -> None:
+def test_what_the_recipe_holds_out_need_not_be_there(
+    md: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = replace(SMALL, hold_out=("segment-002", "segment-090"))
     packed = recipes.pack(own, [md], list(own.hold_out), ["segment-001"])
     assert (packed.segments["training"], packed.segments["held_out"]) == (["segment-000"], ["segment-002"])
-    with pytest.raises(ZooError, match="no segment segment-091;"):
-        recipes.pack(own, [md], ["segment-091"], ["segment-001"])
+    for hold_out, validation in ((["segment-091"], ["segment-001"]), ([], ["segment-090"])):
+        with pytest.raises(ZooError, match=r"^no segment segment-09[01];"):
+            recipes.pack(own, [md], hold_out, validation)
+    assert recipes.main(own, None, ["--data", str(md), "--out", str(tmp_path / "out"), "--pack-only"]) == 0
+    assert "held out by the recipe, but not there: segment-090\n" in capsys.readouterr().out
 
 
 def test_bonds_that_the_md_held_fixed_are_rigid(tmp_path: Path) -> None:

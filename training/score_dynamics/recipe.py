@@ -298,6 +298,9 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         f"sigma_data {packed.config['sigma_data']} Å; state and curve.png in {state}",
         flush=True,
     )
+    lacking = [p for p in args.hold_out if not fnmatch.filter(packed.segments["held_out"], p)]
+    if lacking:
+        print(f"held out by the recipe, but not there: {', '.join(lacking)}", flush=True)
     if args.pack_only:
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
         return 0
