@@ -28,7 +28,7 @@ from training.score_dynamics.recipe import Recipe, main
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide",
     name="sd-alanine-dipeptide",
-    version="1.2.0",
+    version="1.3.0",
     forcefield=FORCEFIELD,
     molecule=partial(molecule, "all"),
     frame=body_frame,

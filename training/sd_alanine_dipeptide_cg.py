@@ -28,7 +28,7 @@ from training.score_dynamics.recipe import Recipe, main
 RECIPE = Recipe(
     module="training.sd_alanine_dipeptide_cg",
     name="sd-alanine-dipeptide-cg",
-    version="1.3.0",
+    version="1.4.0",
     forcefield=FORCEFIELD,
     molecule=partial(molecule, "heavy"),
     frame=body_frame,

@@ -79,6 +79,9 @@ class Recipe:
     stays: Callable[[Segment], bool] | None = None
     """Whether plain MD never leaves the side of a high barrier that it is on (None: not known of any)."""
 
+    fits_noise: bool = True
+    """Whether levels and width of the sampler's noise are fitted, see `calibration`."""
+
     def plain(self, segment: Segment) -> npt.NDArray[np.bool_]:
         """(n_frames,) which frames are of MD in equilibrium on its side of a high barrier.
 
@@ -324,11 +327,14 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         sides = SidesConfig.from_json(packed.config["sides"], packed.n_sites)
         print("learning on which side of the barrier steps end: some minutes", flush=True)
         model.sides = learn_sides(sides, packed.head, args.seed)
-    print("fitting noise to the sampler and to validation MD: a minute or two", flush=True)
-    config = calibrated(packed.config, model, packed.validation, args.seed)
+    config = packed.config
+    if recipe.fits_noise:
+        print("fitting noise to the sampler and to validation MD: a minute or two", flush=True)
+        config = calibrated(config, model, packed.validation, args.seed)
     save(args.out, config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
-    result["noise_scale"] = config["noise_scale"]
+    if recipe.fits_noise:
+        result["noise_scale"] = config["noise_scale"]
     if released is not None:
         result["released_md_ns"] = round(released / 1000, 3)
     before = earlier(args.start_from)
