@@ -169,6 +169,7 @@ def test_everything_can_be_reached_by_the_keyboard_alone(visitor: Visitor) -> No
     page.focus("#example-ice")
     page.keyboard.press("Enter")
     visitor.done("denoise")
+    page.wait_for_selector("#denoise-run:enabled")  # the picture is there, too
     reached = set()
     page.focus("#denoise-run")
     for _ in range(40):
@@ -316,6 +317,7 @@ def test_light_and_dark_can_be_read(scheme: str, browser: Any, page_url: str) ->
     page = visitor.page
     page.click("#example-grain-boundary")
     visitor.done("denoise")
+    page.wait_for_selector("#denoise-run:enabled")  # what cannot be pressed may be pale
     ratios = page.evaluate(
         """() => {
         const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
