@@ -14,31 +14,17 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from training.score_dynamics.alanine_dipeptide import (
-    FORCEFIELD,
-    HOLD_OUT,
-    VALIDATION,
-    body_frame,
-    molecule,
-    settled,
-    stays_on_one_side,
-)
+from training.score_dynamics.alanine_dipeptide import molecule, recipe_of
 from training.score_dynamics.packed import NoiseConfig
-from training.score_dynamics.recipe import Recipe, main
+from training.score_dynamics.recipe import main
 
-RECIPE = Recipe(
+RECIPE = recipe_of(
     module="training.sd_alanine_dipeptide_10ps",
     name="sd-alanine-dipeptide-10ps",
     version="1.1.0",
-    forcefield=FORCEFIELD,
     molecule=partial(molecule, "all"),
-    frame=body_frame,
     backbone="site-mlp",
     architecture={"n_sites": 22, "width": 384, "depth": 4, "n_frequencies": 8},
-    hold_out=HOLD_OUT,
-    validation=VALIDATION,
-    settled=settled,
-    stays=stays_on_one_side,
     n_steps=40000,
     lag_time=10.0,
     # Displacements are a fifth greater than those of 1 ps and more often lead to another basin.

@@ -14,30 +14,16 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from training.score_dynamics.alanine_dipeptide import (
-    FORCEFIELD,
-    HOLD_OUT,
-    VALIDATION,
-    body_frame,
-    molecule,
-    settled,
-    stays_on_one_side,
-)
-from training.score_dynamics.recipe import Recipe, main
+from training.score_dynamics.alanine_dipeptide import molecule, recipe_of
+from training.score_dynamics.recipe import main
 
-RECIPE = Recipe(
+RECIPE = recipe_of(
     module="training.sd_alanine_dipeptide_cg",
     name="sd-alanine-dipeptide-cg",
     version="1.4.0",
-    forcefield=FORCEFIELD,
     molecule=partial(molecule, "heavy"),
-    frame=body_frame,
     backbone="site-mlp",
     architecture={"n_sites": 10, "width": 256, "depth": 3, "n_frequencies": 8},
-    hold_out=HOLD_OUT,
-    validation=VALIDATION,
-    settled=settled,
-    stays=stays_on_one_side,
     n_steps=20000,
     # As with all atoms: eight levels do as well as twelve, and one walker pays for all slots.
     sampler={"n_levels": 8, "batch_slots": 16},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.reference_md.segments import Segment
+from training.score_dynamics.recipe import Recipe
 from zoo.analysis.basins import alanine_basins
 from zoo.analysis.dihedrals import choose_dihedrals
 from zoo.analysis.kinetics import torsions
@@ -70,3 +71,15 @@ def _angles(segment: Segment) -> npt.NDArray[np.float64]:
 def _backbone() -> tuple[Quadruple, ...]:
     """Phi and psi among all atoms."""
     return tuple(choose_dihedrals(molecule("all"), None).quadruples)
+
+
+#: A `Recipe` with all that does not depend on sites, lag time and network.
+recipe_of = partial(
+    Recipe,
+    forcefield=FORCEFIELD,
+    frame=body_frame,
+    hold_out=HOLD_OUT,
+    validation=VALIDATION,
+    settled=settled,
+    stays=stays_on_one_side,
+)

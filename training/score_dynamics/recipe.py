@@ -87,9 +87,10 @@ class Recipe:
 
         None of shots and of walkers' blocks, which begin where few frames are, and follow from there.
         """
-        if _SERIES.fullmatch(segment.name) or self.settled is None:
-            return np.full(len(segment.positions), not _SERIES.fullmatch(segment.name))
-        return self.settled(segment)
+        is_plain = not _SERIES.fullmatch(segment.name)
+        if is_plain and self.settled is not None:
+            return self.settled(segment)
+        return np.full(len(segment.positions), is_plain)
 
 
 def split(
@@ -106,7 +107,7 @@ def split(
     """
     segments = [s for folder in folders for s in read_segments(folder)]
     names = {s.name for s in segments}
-    wanted = {*hold_out, *validation} - ({*may_lack} - {*validation})
+    wanted = ({*hold_out} - {*may_lack}) | {*validation}
     missing = sorted(p for p in wanted if not fnmatch.filter(names, p))
     if missing:
         raise ZooError(f"no segment {', '.join(missing)}; there are {', '.join(shortened(sorted(names)))}")
