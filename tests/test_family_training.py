@@ -23,8 +23,10 @@ from training.benchmarks.alkanes.chains import MINUS, PLUS, TRANS, compare, figu
 from training.loop import LoopConfig
 from training.own_simulation import calculator, check_length, simulate
 from training.reference_md.segments import read_record
+from training.score_dynamics import learners
 from training.score_dynamics.families import fit, read_packed, write_packed
 from training.score_dynamics.family_recipe import FamilyRecipe, pack, power_law
+from training.score_dynamics.learners import Request, learner
 from training.score_dynamics.own_md import mended, read_runs, split
 from training.sd_alkanes import RECIPE
 from zoo.analysis.trajectories import frame_interval, reference_molecule
@@ -411,7 +413,9 @@ def test_another_molecule_or_another_lag_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nothing", [False, True])
-def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(nothing: bool, tmp_path: Path) -> None:
+def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(
+    nothing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alanine dipeptide in its own MD, by another name: stopped, continued, and still of that molecule."""
     out = tmp_path / "mine"
     md = DATA.parent / "alanine-dipeptide" / "segment-020.npz"
@@ -419,13 +423,15 @@ def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(nothing: boo
         "sd-alanine-dipeptide-cg", "--trajectory", str(md), "--steps", "20", "--batch-size", "32",
         "--walkers", "2", "--rollout", "50", "--log-every", "10", "--temperature", "310", "--out", str(out),
     ]  # fmt: skip
+    fitted = []
+    monkeypatch.setattr(learners, "calibrated", lambda config, *data: fitted.append(data) or config)
     if nothing:
         arguments += ["--from-nothing", "--lag", "2"]
     assert finetune_dynamics.main([*arguments, "--stop-after", "10"]) == 0
     assert not out.exists()
     assert finetune_dynamics.main(arguments) == 0
     old, new = ScoreDynamics.from_pretrained("sd-alanine-dipeptide-cg"), ScoreDynamics.from_pretrained(out)
-    assert new.molecule == old.molecule
+    assert new.molecule == old.molecule and len(fitted) == 1  # as for the one that it comes from
     labels = {"n_labels"} if nothing else set()  # sides of a barrier are not kept by what begins from nothing
     kept = {key: value for key, value in old.config.architecture.items() if key not in labels}
     assert new.config.architecture == kept
@@ -441,6 +447,14 @@ def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(nothing: boo
         assert result["loss_after"] == pytest.approx(result["loss_before"], rel=0.05)
         assert 0 < float(new.denoiser.reference_distance) < 10  # measured anew
     assert "at 310 K" in (out / "README.md").read_text()
+
+
+def test_noise_is_fitted_where_it_was(tmp_path: Path) -> None:
+    """That of steps which often go to another basin, of 10 ps, was not."""
+    for name, fits in (("sd-alanine-dipeptide-10ps", False), ("sd-alanine-dipeptide", True)):
+        old = ScoreDynamics.from_pretrained(name)
+        teacher = learner(old, Request("own", old.lag_time, 300.0, None, False), tmp_path)
+        assert isinstance(teacher, learners.MoleculeLearner) and teacher.fits_noise == fits
 
 
 # --- MD for those who have none -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from training.reference_md import read_segments
 from training.reference_md.keep import keep
-from training.reference_md.releases import Bias, read_blocks
+from training.reference_md.releases import Bias, long_path, read_blocks, simulated_ps
 from training.reference_md.segments import BIAS, read_record
 from training.reference_md.systems import ALANINE_DIPEPTIDE
 from zoo.errors import StructureError, ZooError
@@ -25,7 +25,7 @@ from training.reference_md import flattened, simulation
 
 @pytest.fixture
 def vacuum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in (("RELEASES", 3), ("EVERY", 0.2), ("LENGTH", 0.4)):
+    for name, value in (("RELEASES", 3), ("EVERY", 0.2), ("LENGTH", 0.4), ("LONG", 0.8)):
         monkeypatch.setattr(flattened, name, value)
     system = replace(ALANINE_DIPEPTIDE, force_field=("amber14/protein.ff14SB.xml",))
     protocol = simulation.Protocol(solvated=False, equilibration=((0.4, 2.0),))
@@ -76,7 +76,7 @@ def test_shaping_fills_up_what_is_deep_and_lowers_the_ridge() -> None:
 def test_a_block_holds_pairs_that_part_from_the_same_frame(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(3, 1)
     record = read_record(vacuum.folder / "flat-03000.npz")
-    segments = read_segments(vacuum.folder)
+    segments = [each for each in read_segments(vacuum.folder) if each.name.startswith("flat")]
     assert [len(each.positions) for each in segments] == [3] * 6
     assert record.provenance["pieces"] == 6 and record.provenance["walker"]["number"] == 3
     for first, second in zip(segments[::2], segments[1::2], strict=True):
@@ -87,6 +87,30 @@ def test_a_block_holds_pairs_that_part_from_the_same_frame(vacuum: Any) -> None:
     # a path goes through its middle and does not come back from it
     through, there = (np.mean(np.square(block.paths[:, 3] - block.paths[:, k])) for k in (1, 2))
     assert through > there
+
+
+def test_clones_that_do_not_leave_the_ridge_on_one_side_go_on(vacuum: Any) -> None:
+    with_bias(vacuum, ridge()).run(3, 3)
+    bias = Bias.read(vacuum.folder)
+    blocks = read_blocks(vacuum.folder)
+    n_long = 0
+    for block in blocks:
+        ends = [[vacuum.angles(path[k])[0] for k in (0, -1)] for path in block.paths]
+        goes_on = [k for k, (a, b) in enumerate(ends) if bias.beyond(a) * bias.beyond(b) != 1]
+        assert block.long_of is not None and block.long_of.tolist() == goes_on
+        assert long_path(vacuum.folder / f"{block.name}.npz").exists() == bool(goes_on)
+        if goes_on:
+            assert block.long_paths.shape == (len(goes_on), 9, 22, 3)
+            np.testing.assert_array_equal(block.long_paths[:, 2:7], block.paths[goes_on])
+            n_long += len(goes_on)
+    assert 0 < n_long < 9
+    per_path, more = 4 * 0.2, 2 * 0.4
+    walked = sum(0.2 * len(b.visited) for b in blocks)
+    assert simulated_ps(blocks, bias) == pytest.approx(walked + 9 * per_path + n_long * more)
+    damaged = next(b for b in blocks if len(b.long_paths)).name
+    long_path(vacuum.folder / f"{damaged}.npz").unlink()
+    with pytest.raises(StructureError, match="long-"):
+        read_blocks(vacuum.folder)
 
 
 def test_without_friction_the_second_clone_goes_back_where_the_walker_came_from(vacuum: Any) -> None:
@@ -145,16 +169,16 @@ def test_a_walker_that_was_stopped_goes_on_as_if_it_had_not(vacuum: Any, tmp_pat
 def test_copies_go_on_from_their_last_block(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(0, 2)
     kept = vacuum.folder.parent / "kept"
-    assert keep(vacuum.folder, kept) == 2
+    keep(vacuum.folder, kept)
     assert (kept / BIAS).read_text() == (vacuum.folder / BIAS).read_text()
-    assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("*.npz"))] == [False, True]
+    assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("flat-*.npz"))] == [False, True]
     flattened.Flattened(replace(vacuum, folder=kept)).run(0, 3)
     flattened.Flattened(vacuum).run(0, 3)
     whole, again = (read_record(folder / "flat-00002.npz") for folder in (vacuum.folder, kept))
     np.testing.assert_array_equal(whole.pos_nm, again.pos_nm)
     (kept / "flat-00002.npz").unlink()
     assert keep(vacuum.folder, kept) == 2  # the third, and the second without its state
-    assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("*.npz"))] == [False, False, True]
+    assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("flat-*.npz"))] == [False, False, True]
     assert keep(vacuum.folder, kept) == 0
     assert len(read_blocks(kept)) == 3
     (kept / "flat-00002.npz").unlink()

@@ -205,6 +205,26 @@ def test_shares_over_the_barrier_are_those_of_the_exact_chain(lag: int) -> None:
         assert weight[there & last].sum() / weight[there].sum() == pytest.approx(exact, abs=0.05)
 
 
+def test_what_went_on_for_longer_tells_of_longer_lags() -> None:
+    """Of paths that turned back nothing is known at long lags: shares over the barrier are the same."""
+    data = walked(4000)
+    phi = data.paths[..., 0]
+    middle = phi.shape[1] // 2
+    one, other = phi[:, middle - 60], phi[:, middle + 60]
+    turned = bias().on_ridge(one) | bias().on_ridge(other) | ((one > 0) != (other > 0))
+    kept = np.flatnonzero(turned)
+    went_on = replace(
+        data, paths=data.paths[:, middle - 60 : middle + 61], long_paths=data.paths[kept], long_of=kept
+    ).of_long()
+    assert 0 < len(kept) < len(data.paths)
+    over = []
+    for each in (data, went_on):
+        path, begin, end, weight = on_the_ridge(each, bias(), 240)
+        first, last = (is_between(each.paths[path, at, 0], (0.0, 140.0)) for at in (begin, end))
+        over.append(weight[first != last].sum())
+    assert over[1] == pytest.approx(over[0], rel=0.05)
+
+
 def test_small_probabilities_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sigmoid, from pairs weighed as rare ones are."""
     monkeypatch.setattr(learning, "N_STEPS", 1500)

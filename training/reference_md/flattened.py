@@ -8,7 +8,8 @@ first two torsions is learned once, by well-tempered metadynamics (Barducci, Bus
 Rev. Lett. 100, 020603, 2008), and kept fixed from then on.  A walker that moves on U + V crosses every
 barrier many times in a nanosecond.  Every picosecond its torsions and its bias are written down, and if it
 is on the barrier it is cloned: two clones move without the bias for a few picoseconds, the second with all
-velocities reversed, and are written down too.  The walker goes on from where it was.
+velocities reversed, and are written down too.  The walker goes on from where it was.  Clones that do not
+both leave the barrier on the same side go on for some picoseconds more: they tell of longer steps over it.
 
 Counted with the weight exp(V / kT), what the walker visits is equilibrium.  The clones are plain MD: the
 two of a pair, the second one read backwards, are one piece of equilibrium MD through their common first
@@ -17,8 +18,9 @@ bias, which decides only how sure they are (`training.benchmarks.barriers`).  Pr
 clones, which start where transitions are decided.
 
 FOLDER/bias.json is the bias; FOLDER/flat-WWBBB.npz block BBB of walker WW: ten pairs of clones one after
-the other, with what the walker visited in between and the state from which the next block goes on.  After a
-kill the same command makes what is missing.
+the other, with what the walker visited in between and the state from which the next block goes on, and
+FOLDER/long-WWBBB.npz those of its clones that went on, whole.  After a kill the same command makes what is
+missing.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.command_line import command_line
-from training.reference_md.releases import Bias
+from training.reference_md.releases import Bias, long_path
 from training.reference_md.segments import (
     BIAS,
     GAS_CONSTANT,
@@ -57,8 +59,9 @@ except ImportError as error:
 
 Array = npt.NDArray[np.float64]
 
-#: Releases of a block, a pair of clones each; ps between what is written down of the walker; ps of a clone.
-RELEASES, EVERY, LENGTH = 10, 1.0, 2.0
+#: Releases of a block, a pair of clones each; ps between what is written down of the walker; ps of a clone,
+#: and of one that goes on.
+RELEASES, EVERY, LENGTH, LONG = 10, 1.0, 2.0, 12.0
 #: Walkers are numbered apart from segments and shots, whose random numbers they must not share.
 _STREAM = 2_000_000
 #: The bias is a force of its own group, which a clone does without.
@@ -175,23 +178,31 @@ class Flattened:
             begin = time.perf_counter()
             try:
                 moving = moving or _Walker(self.generator, bias.kj_mol, walker)
-                before = self._block(moving, walker, block, before, bias)
+                before, long = self._block(moving, walker, block, before, bias)
             except openmm.OpenMMException as error:
                 raise SegmentError(
                     f"block {block} of walker {walker} failed ({' '.join(str(error).split())}); "
                     "the blocks before it are sound"
                 ) from None
+            walked = EVERY * len(before.provenance["visited"]) + 2 * RELEASES * LENGTH
+            if long is not None:  # first, for a block that is there is done
+                write_record(long_path(path), long)
+                walked += long.provenance["pieces"] * (LONG - LENGTH)
             write_record(path, before)
-            walked = EVERY * len(before.provenance["visited"])
-            speed = (walked + 2 * RELEASES * LENGTH) / (time.perf_counter() - begin)
+            speed = walked / (time.perf_counter() - begin)
             report(f"walker {walker}, block {block + 1} of {n_blocks}: {walked:.0f} ps, {speed:.2f} ps/s")
 
-    def _block(self, moving: _Walker, walker: int, block: int, before: Record | None, bias: Bias) -> Record:
+    def _block(
+        self, moving: _Walker, walker: int, block: int, before: Record | None, bias: Bias
+    ) -> tuple[Record, Record | None]:
+        """A block, and its clones that went on, if any."""
         g, p = self.generator, self.generator.protocol
         state = before.state_xml if before else g._prepare(_STREAM + walker).state_xml
         moving.seed(block)
         moving.take(state)
         frames: list[Array] = []
+        long_frames: list[Array] = []
+        long_of: list[int] = []
         heights: list[float] = []
         visited: list[tuple[float, float, float]] = []
         while len(heights) < RELEASES:
@@ -206,15 +217,40 @@ class Flattened:
             there, back = moving.velocities(kept)
             heights.append(visited[-1][2])
             moving.integrator.setFriction(p.friction / unit.picosecond)
+            clones: list[tuple[list[Array], Any]] = []
             for velocities in (there, back):
                 moving.context.setState(kept)
                 moving.context.setVelocities(velocities)
                 moving.context.applyVelocityConstraints(moving.integrator.getConstraintTolerance())
-                frames.append(here)
-                for _ in range(round(LENGTH / p.frame_interval)):
-                    moving.step(p.frame_interval, _PLAIN)
-                    frames.append(moving.solute())
+                clone = [here, *moving.frames(LENGTH, p.frame_interval)]
+                clones.append((clone, moving.context.getState(positions=True, velocities=True)))
+                frames += clone
+            one, other = (bias.beyond(g.angles(clone[-1])[0]) for clone, _ in clones)
+            if one * other != 1:
+                long_of.append(len(heights) - 1)
+                for clone, end in clones:
+                    moving.context.setState(end)
+                    long_frames += [*clone, *moving.frames(LONG - LENGTH, p.frame_interval)]
             moving.context.setState(kept)
+        result = self._record(frames, walker, block, bias, kept, moving.n_atoms)
+        result.provenance |= {
+            "pieces": 2 * RELEASES,
+            "visited": visited,  # phi and psi in degrees, bias in kJ/mol
+            "bias_kj_mol": heights,
+            "long_of": long_of,  # the releases whose clones went on
+        }
+        result.state_xml = openmm.XmlSerializer.serialize(kept)
+        if not long_of:
+            return result, None
+        long = self._record(long_frames, walker, block, bias, kept, moving.n_atoms)
+        long.provenance |= {"pieces": 2 * len(long_of), "long_of": long_of}
+        return result, long
+
+    def _record(
+        self, frames: Sequence[Array], walker: int, block: int, bias: Bias, state: Any, n_atoms: int
+    ) -> Record:
+        """Of pairs of clones."""
+        g, p = self.generator, self.generator.protocol
         positions = np.array(frames)
         if not g._is_whole(positions):
             raise openmm.OpenMMException("a bond of the solute broke")
@@ -222,21 +258,17 @@ class Flattened:
             pos_nm=positions.astype(np.float32),
             dt_ps=p.frame_interval,
             seed=g.angles(positions[0]),
-            box_nm=float(kept.getPeriodicBoxVectors()[0][0].value_in_unit(unit.nanometer)),
-            n_atoms_total=moving.n_atoms,
+            box_nm=float(state.getPeriodicBoxVectors()[0][0].value_in_unit(unit.nanometer)),
+            n_atoms_total=n_atoms,
             provenance={
                 "units": {"pos_nm": "nm", "dt_ps": "ps", "box_nm": "nm", "seed": "degree"},
                 "protocol": p.as_json(g.system),
-                "pieces": 2 * RELEASES,
                 "pairs": "each second piece starts with the velocities of the one before it reversed",
                 "walker": {"number": walker, "block": block, "visited_every_ps": EVERY},
-                "visited": visited,  # phi and psi in degrees, bias in kJ/mol
-                "bias_kj_mol": heights,
                 "bias_sha256": bias.sha256,
                 "torsions": list(g.system.torsions),
                 "runs": [g._this_run(0)],
             },
-            state_xml=openmm.XmlSerializer.serialize(kept),
         )
 
     def _write_bias(self, grid: Array, how: Metadynamics, length: float) -> None:
@@ -302,6 +334,14 @@ class _Walker:
     def step(self, time_ps: float, groups: set[int]) -> None:
         self.integrator.setIntegrationForceGroups(groups)
         self.integrator.step(round(1000 * time_ps / self._g.protocol.timestep))
+
+    def frames(self, time_ps: float, interval: float) -> list[Array]:
+        """The solute (nm) every ``interval`` ps of so much MD without the bias."""
+        found = []
+        for _ in range(round(time_ps / interval)):
+            self.step(interval, _PLAIN)
+            found.append(self.solute())
+        return found
 
     def velocities(self, state: Any) -> tuple[Any, Any]:
         """With which a clone goes on without the bias, and with which another one goes back.

@@ -30,6 +30,8 @@ class Block:
     bias : (n,) V / kT there.
     paths : (n_paths, n_frames, n_atoms, 3) float32, Å; the walker was cloned at the frame in the middle.
     released : (n_paths,) V / kT there.
+    long_paths, long_of : (n_long, n_long_frames, n_atoms, 3) float32, Å, those that went on for longer, and
+        (n_long,) which ones of ``paths`` they are; None in blocks made before any went on.
     dt : ps between the frames of a path.
     kt : kJ/mol.
     every : ps between what was visited.
@@ -42,6 +44,8 @@ class Block:
     bias: Array
     paths: npt.NDArray[np.float32]
     released: Array
+    long_paths: npt.NDArray[np.float32]
+    long_of: npt.NDArray[np.int64] | None
     dt: float
     kt: float
     every: float
@@ -65,7 +69,9 @@ def read_blocks(folder: Path, names: Sequence[str] = ("flat-*",)) -> list[Block]
     found = []
     for path in files:
         try:
-            found.append(_block(path.stem, read_record(path)))
+            record = read_record(path)
+            long = read_record(long_path(path)) if record.provenance.get("long_of") else None
+            found.append(_block(path.stem, record, long))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StructureError(f"{path} is no block of flattened MD: {error}") from None
         if _kind(found[-1]) != _kind(found[0]):
@@ -79,7 +85,12 @@ def _kind(block: Block) -> tuple[object, ...]:
     return block.paths.shape[1:], block.dt, block.kt, block.every, block.bias_sha256
 
 
-def _block(name: str, record: Record) -> Block:
+def long_path(path: Path) -> Path:
+    """The file of the clones of a block that went on."""
+    return path.with_name(path.name.replace("flat-", "long-", 1))
+
+
+def _block(name: str, record: Record, long: Record | None) -> Block:
     """`KeyError`, `TypeError` or `ValueError` say what is wrong."""
     told: dict[str, Any] = record.provenance
     kt = GAS_CONSTANT * float(told["protocol"]["production"]["temperature_k"])
@@ -92,11 +103,30 @@ def _block(name: str, record: Record) -> Block:
         raise ValueError("what the walker visited is no list of phi, psi and bias")
     if not (np.isfinite(walk).all() and np.isfinite(released).all() and 0 < kt < np.inf):
         raise ValueError("a bias, an angle or the temperature is no number")
-    pieces = (record.pos_nm * np.float32(NM)).reshape(n, -1, *record.pos_nm.shape[1:])
-    paths = np.concatenate([pieces[1::2, :0:-1], pieces[::2]], axis=1)
+    paths = _through(record.pos_nm, n)
+    long_of, long_paths = None, paths[:0, :0]
+    if "long_of" in told:
+        long_of = np.array(told["long_of"], dtype=np.int64)
+    if long is not None and long_of is not None:
+        if long_of.ndim != 1 or not np.isin(long_of, np.arange(n // 2)).all():
+            raise ValueError("long_of is no list of releases")
+        if long.provenance["long_of"] != told["long_of"] or long.provenance["pieces"] != 2 * len(long_of):
+            raise ValueError("the clones that went on are of another block")
+        if long.pos_nm.shape[1:] != record.pos_nm.shape[1:] or len(long.pos_nm) % (2 * len(long_of)):
+            raise ValueError("the clones that went on have other atoms, or not the same length")
+        long_paths = _through(long.pos_nm, 2 * len(long_of))
     every, walker = float(told["walker"]["visited_every_ps"]), int(told["walker"]["number"])
     sha, dt = str(told["bias_sha256"]), record.dt_ps
-    return Block(name, walk[:, :2], walk[:, 2] / kt, paths, released / kt, dt, kt, every, walker, sha)
+    return Block(
+        name, walk[:, :2], walk[:, 2] / kt, paths, released / kt, long_paths, long_of, dt, kt, every, walker,
+        sha,
+    )  # fmt: skip
+
+
+def _through(pos_nm: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]:
+    """Paths (n / 2, n_frames, n_atoms, 3), Å, of n clones: the second of a pair backwards, then the other."""
+    pieces = (pos_nm * np.float32(NM)).reshape(n, -1, *pos_nm.shape[1:])
+    return np.concatenate([pieces[1::2, :0:-1], pieces[::2]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -158,6 +188,12 @@ class Bias:
         away = (np.asarray(angle, dtype=np.float64) - center + 180.0) % 360.0 - 180.0
         return np.asarray(np.abs(away) <= width)
 
+    def beyond(self, angle: float) -> int:
+        """1 where the first torsion (degrees) is above the barrier, -1 below, 0 on it."""
+        if self.on_ridge(angle):
+            return 0
+        return 1 if (angle - self.ridge[0]) % 360.0 < 180.0 else -1
+
     def ridge_weight(self, angles: Array, kt: float) -> Array:
         """exp(-V / kT) of angles (..., 2) in degrees on the ridge, 0 beside it; kt in kJ/mol."""
         return np.where(self.on_ridge(angles[..., 0]), np.exp(-self.at(angles) / kt), 0.0)
@@ -191,5 +227,9 @@ def read_flattened(folder: Path, names: Sequence[str] = ("flat-*",)) -> tuple[li
 
 def simulated_ps(blocks: Sequence[Block], bias: Bias) -> float:
     """MD behind blocks, ps: the learning of the bias, what walkers went, and what they released."""
-    each = (len(b.visited) * b.every + len(b.paths) * (b.paths.shape[1] - 1) * b.dt for b in blocks)
-    return bias.learned_ps + float(sum(each))
+    total = bias.learned_ps
+    for b in blocks:
+        n_steps = len(b.paths) * (b.paths.shape[1] - 1)
+        n_steps += len(b.long_paths) * max(b.long_paths.shape[1] - b.paths.shape[1], 0)
+        total += len(b.visited) * b.every + n_steps * b.dt
+    return float(total)

@@ -6,7 +6,7 @@ A walker on U + V is at x with the density exp(-(U + V) / kT): what it visits co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Walks:
         V / kT there, and (n_paths,) the stretch.
     dt : ps between the frames of a path.
     kt : kJ/mol.
+    long_paths, long_of : (n_long, n_long_frames, 2), those that went on for longer, and (n_long,) which ones
+        of ``paths`` they are.
     """
 
     visited: Array
@@ -44,6 +46,18 @@ class Walks:
     path_unit: IntArray
     dt: float
     kt: float
+    long_paths: Array = field(default_factory=lambda: np.zeros((0, 0, 2)))
+    long_of: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def of_long(self) -> Walks:
+        """The paths that went on in place of all paths."""
+        return replace(
+            self,
+            paths=self.long_paths,
+            released=self.released[self.long_of],
+            path_unit=self.path_unit[self.long_of],
+            long_of=np.arange(len(self.long_of)),
+        )
 
     @property
     def n_units(self) -> int:
@@ -90,7 +104,11 @@ def walks(blocks: Sequence[Block], sites: Sequence[int], quadruples: Sequence[An
     if blocks[0].paths.shape[2] <= max(sites):
         raise StructureError(f"the released MD is of {blocks[0].paths.shape[2]} atoms: another molecule")
     kept, units = counted(blocks)
-    return Walks(
+    before = np.cumsum([0, *(len(b.paths) for b in kept)])
+    long = [(start, b) for start, b in zip(before, kept, strict=False) if len(b.long_paths)]
+    if len({b.long_paths.shape[1] for _, b in long}) > 1:
+        raise StructureError("the released MD went on for longer in some blocks than in others")
+    found = Walks(
         np.concatenate([b.visited for b in kept]),
         np.concatenate([b.bias for b in kept]),
         np.repeat(units, [len(b.visited) for b in kept]),
@@ -99,6 +117,14 @@ def walks(blocks: Sequence[Block], sites: Sequence[int], quadruples: Sequence[An
         np.repeat(units, [len(b.paths) for b in kept]),
         kept[0].dt,
         kept[0].kt,
+    )
+    if not long:
+        return found
+    long_paths = np.concatenate([b.long_paths[:, :, list(sites)] for _, b in long])
+    return replace(
+        found,
+        long_paths=_angles(long_paths, quadruples),
+        long_of=np.concatenate([start + b.long_of for start, b in long if b.long_of is not None]),
     )
 
 

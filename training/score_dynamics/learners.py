@@ -239,7 +239,16 @@ class MoleculeLearner(Learner):
         model.load_state_dict(average, strict=False)
         data = self.packed()
         finish(model, data.training, data.validation)
-        return calibrated(data.config, model, data.validation)
+        return calibrated(data.config, model, data.validation) if self.fits_noise else data.config
+
+    @property
+    def fits_noise(self) -> bool:
+        """Whether levels and width of the noise are fitted, as they were for the checkpoint or not.
+
+        What is right for steps within a basin makes steps into another one too rare, so checkpoints whose
+        steps often go there, like those of 10 ps, have the usual levels.
+        """
+        return bool(self.old.config.levels) or self.old.config.noise_scale != 1.0
 
     def loss(self, model: ConditionalDenoiser, held_out: Sequence[Segment]) -> float:
         return _loss(model, self.packed().noise, held_out, self.request.lag_time)

@@ -10,9 +10,11 @@ what pairs that are on the ridge at some moment contribute to the mean of a func
         / (sum over moments between the two, on the ridge, of exp(-V / kT))
         / sum over all frames of walkers of exp(V / kT).
 
-Equilibrium does not know the direction of time: each pair counts half as it is and half reversed.  Pairs that
-are never on the ridge come from plain MD, which is taken to be in equilibrium on either side.  Together these
-are equilibrium: from them P(side | x) of `zoo.sides` is learned, by logistic regression.
+Where a lag is longer than the paths, those stand for all that went on for longer: all but the few that came
+back to the side from which they came.  Equilibrium does not know the direction of time: each pair counts
+half as it is and half reversed.  Pairs that are never on the ridge come from plain MD, which is taken to be
+in equilibrium on either side.  Together these are equilibrium: from them P(side | x) of `zoo.sides` is
+learned, by logistic regression.
 """
 
 from __future__ import annotations
@@ -111,8 +113,14 @@ def gathered(
         raise StructureError(
             "sides of a barrier are known for molecules with a stereocentre, phi and psi only"
         )
+    lag, went_on = data.lag, data.lag > blocks[0].paths.shape[1] // 2
+    if went_on:  # those of which none did would count as if nothing had gone over
+        blocks = [b for b in blocks if b.long_of is not None] or blocks
     walk = walks(blocks, molecule.sites, quadruples)
-    lag, middle = data.lag, walk.paths.shape[1] // 2
+    went_on = went_on and len(walk.long_of) > 0
+    if went_on:
+        walk = walk.of_long()
+    middle = walk.paths.shape[1] // 2
     if abs(lag * walk.dt - data.lag_time) > 1e-6 * data.lag_time or lag > middle:
         raise StructureError(
             f"released paths of {middle * walk.dt:g} ps to either side, with frames every {walk.dt:g} ps, "
@@ -153,7 +161,8 @@ def gathered(
             np.concatenate([share[begins[away].astype(int)], weight]) / population[sides.astype(int)]
         ),
     )
-    positions = np.concatenate([b.paths[:, :, list(molecule.sites)] for b in counted(blocks)[0]])
+    chosen = [b.long_paths if went_on else b.paths for b in counted(blocks)[0]]
+    positions = np.concatenate([paths[:, :, list(molecule.sites)] for paths in chosen if len(paths)])
     crossing = x0 != x1
     if len(np.unique(x1[crossing])) < 2:
         raise StructureError("too few released paths go over the barrier: let the walkers go on")
