@@ -291,7 +291,7 @@ def internal_step(model: ScoreDynamics, n: int, seed: int) -> tuple[Array, Array
     return x, model.step(copies(x, n), np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.5, 3.0])
+@pytest.mark.parametrize("sigma", [0.02, 0.5])
 def test_the_score_is_finite_and_has_no_rigid_part(model: ScoreDynamics, sigma: float) -> None:
     x, x_next = internal_step(model, 2, 0)  # few: of a model with sides, likelihoods are behind a score
     score = model.score(x_next, copies(x, 2), sigma)
@@ -307,12 +307,12 @@ def test_the_score_is_finite_and_has_no_rigid_part(model: ScoreDynamics, sigma: 
 
 def test_the_score_follows_rotations(model: ScoreDynamics) -> None:
     x, x_next = internal_step(model, 1, 1)
-    score = model.score(x_next, x[None], 0.1)
     turn = rotation(2)
+    ends = np.concatenate([x_next, x_next @ turn.T + 4.0, x_next])
+    begins = np.stack([x, x, x @ turn.T - 3.0])
+    score, moved, unmoved = model.score(ends, begins, 0.1)
     scale = np.abs(score).max()
-    moved = model.score(x_next @ turn.T + 4.0, x[None], 0.1)
     np.testing.assert_allclose(moved, score @ turn.T, atol=1e-3 * scale)
-    unmoved = model.score(x_next, x[None] @ turn.T - 3.0, 0.1)
     np.testing.assert_allclose(unmoved, score, atol=1e-3 * scale)
 
 
