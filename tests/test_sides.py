@@ -28,7 +28,7 @@ from training.score_dynamics.sides import learn_sides, on_the_ridge, sides_of
 from training.score_dynamics.transitions import HeadData, local_displacements
 from zoo.analysis.kinetics import torsions as measured
 from zoo.checkpoint import read_metrics
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, StructureError
 from zoo.molecules.start import load_start
 from zoo.score_dynamics import ScoreDynamics, ScoreDynamicsConfig
 from zoo.sides import Sides, SidesConfig, is_between, torsions
@@ -302,6 +302,23 @@ def test_pairs_over_the_barrier_come_from_the_releases(md: Path, packed: Packed)
     assert min(over.ends.bincount().tolist()) == max(over.ends.bincount().tolist()) > 50
     assert float(head.weight.sum()) == pytest.approx(2.0)
     assert packed.segments["releases"][0] == "flat-00000"
+
+
+def test_steps_longer_than_clones_learn_from_those_that_went_on(md: Path, tmp_path: Path) -> None:
+    shutil.copy(md / "segment-000.npz", tmp_path)
+    shutil.copy(md / "segment-001.npz", tmp_path)
+    above = crossing(np.concatenate([b.paths for b in read_blocks(RELEASES, ["flat-00*"])]))[0] / 10
+    shaken = above + 0.002 * np.random.default_rng(2).standard_normal((31, 22, 3))
+    write_record(tmp_path / "segment-002.npz", Record(shaken.astype(np.float32), 0.2, (), 2.1, 800))
+    recipe = replace(SMALL, lag_time=5.0)
+    packed = recipes.pack(recipe, [tmp_path], [], ["segment-001"], (RELEASES, ["flat-0[04]*"]))
+    assert {name[:7] for name in packed.segments["releases"]} == {"flat-04"}  # of walker 0 none went on
+    over, network = packed.over, packed.build()
+    assert over is not None and network.sides is not None and len(over) > 100
+    local, y = local_displacements(network, over.before.double(), over.after.double())
+    assert torch.equal(network.sides.of(local), 1 - network.sides.of(local + y))
+    with pytest.raises(StructureError, match="hold no pairs 5 ps apart"):
+        recipes.pack(recipe, [tmp_path], [], ["segment-001"], (RELEASES, ["flat-00*"]))
 
 
 def test_without_releases_what_goes_over_the_barrier_is_not_reversed(md: Path, tmp_path: Path) -> None:

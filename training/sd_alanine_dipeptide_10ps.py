@@ -21,7 +21,7 @@ from training.score_dynamics.recipe import main
 RECIPE = recipe_of(
     module="training.sd_alanine_dipeptide_10ps",
     name="sd-alanine-dipeptide-10ps",
-    version="1.1.0",
+    version="1.2.0",
     molecule=partial(molecule, "all"),
     backbone="site-mlp",
     architecture={"n_sites": 22, "width": 384, "depth": 4, "n_frequencies": 8},

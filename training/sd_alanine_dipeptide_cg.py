@@ -20,7 +20,7 @@ from training.score_dynamics.recipe import main
 RECIPE = recipe_of(
     module="training.sd_alanine_dipeptide_cg",
     name="sd-alanine-dipeptide-cg",
-    version="1.4.0",
+    version="1.5.0",
     molecule=partial(molecule, "heavy"),
     backbone="site-mlp",
     architecture={"n_sites": 10, "width": 256, "depth": 3, "n_frequencies": 8},
