@@ -49,7 +49,7 @@ def pairs(before: np.ndarray, after: np.ndarray) -> Transitions:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.92, 1.0])
+@pytest.mark.parametrize("scale", [0.94])
 def test_the_width_that_made_steps_is_found(model: ScoreDynamics, scale: float) -> None:
     before = frames(model, 1500)
     data = pairs(before, steps_from(scaled(model, scale), before, 9))
@@ -63,7 +63,7 @@ def test_a_width_far_away_is_not_believed(model: ScoreDynamics) -> None:
     before = frames(model, LEAST_PAIRS)
     assert isinstance(model.denoiser, ConditionalDenoiser)
     still = pairs(before, before + 1e-3 * np.random.default_rng(0).standard_normal(before.shape))
-    assert noise_scale(model.config, model.denoiser, still) == LIMITS[0]
+    assert noise_scale(model.config, model.denoiser, still, n_pairs=100) == LIMITS[0]
 
 
 def test_few_pairs_change_nothing(model: ScoreDynamics) -> None:

@@ -475,6 +475,40 @@ def test_log_prob_runs_without_gradients_around_it_and_leaves_none(gaussian: Gau
     torch.testing.assert_close(found.double(), plain, rtol=0, atol=1e-3)
 
 
+class _OneAtATime(torch.autograd.Function):
+    """Twice x, by an operation that goes backwards for one gradient at a time only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        assert gradient.abs().max() < math.inf  # a decision that depends on the values
+        return 2 * gradient
+
+
+def test_log_prob_takes_products_together_or_one_by_one(
+    gaussian: Gaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, ladder = normal(5, 3), likelihood_ladder(0.1, 50.0, 8)
+    calls = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **more: calls.append(more) or grad(*a, **more))
+    together = log_prob(gaussian.denoise, x, ladder)
+    assert len(calls) == 8 and all(each["is_grads_batched"] for each in calls)
+    monkeypatch.setattr(diffusion, "_ROWS_AT_ONCE", 10)  # two of five items at once, and then one
+    torch.testing.assert_close(log_prob(gaussian.denoise, x, ladder), together)
+    assert len(calls) == 8 + 16
+    monkeypatch.setattr(diffusion, "_ROWS_AT_ONCE", 512)
+
+    def stubborn(x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * _OneAtATime.apply(gaussian.denoise(x, sigma))
+
+    torch.testing.assert_close(log_prob(stubborn, x, ladder), together)
+    assert len(calls) == 24 + 8 * 4
+
+
 # ------------------------------------------------------------------------------------------ score
 
 

@@ -291,7 +291,7 @@ def internal_step(model: ScoreDynamics, n: int, seed: int) -> tuple[Array, Array
     return x, model.step(copies(x, n), np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.5])
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.5, 3.0])
 def test_the_score_is_finite_and_has_no_rigid_part(model: ScoreDynamics, sigma: float) -> None:
     x, x_next = internal_step(model, 2, 0)  # few: of a model with sides, likelihoods are behind a score
     score = model.score(x_next, copies(x, 2), sigma)
