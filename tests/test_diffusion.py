@@ -496,17 +496,16 @@ def test_log_prob_takes_products_together_or_one_by_one(
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **more: calls.append(more) or grad(*a, **more))
     together = log_prob(gaussian.denoise, x, ladder)
-    assert len(calls) == 8 and all(each["is_grads_batched"] for each in calls)
-    monkeypatch.setattr(diffusion, "_ROWS_AT_ONCE", 10)  # two of five items at once, and then one
+    assert len(calls) == 1 + 8 and all(each["is_grads_batched"] for each in calls)
+    monkeypatch.setattr(diffusion, "_NUMBERS_AT_ONCE", 2 * 5 * 3)  # two of three directions, and then one
     torch.testing.assert_close(log_prob(gaussian.denoise, x, ladder), together)
-    assert len(calls) == 8 + 16
-    monkeypatch.setattr(diffusion, "_ROWS_AT_ONCE", 512)
+    assert len(calls) == 9 + 17
 
     def stubborn(x: Tensor, sigma: Tensor) -> Tensor:
         return 0.5 * _OneAtATime.apply(gaussian.denoise(x, sigma))
 
     torch.testing.assert_close(log_prob(stubborn, x, ladder), together)
-    assert len(calls) == 24 + 8 * 4
+    assert len(calls) == 26 + 1 + 8 * 3  # tried once
 
 
 # ------------------------------------------------------------------------------------------ score

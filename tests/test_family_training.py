@@ -423,15 +423,14 @@ def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(
         "sd-alanine-dipeptide-cg", "--trajectory", str(md), "--steps", "20", "--batch-size", "32",
         "--walkers", "2", "--rollout", "50", "--log-every", "10", "--temperature", "310", "--out", str(out),
     ]  # fmt: skip
-    fitted = []
-    monkeypatch.setattr(learners, "calibrated", lambda config, *data: fitted.append(data) or config)
+    monkeypatch.setattr(learners, "calibrated", lambda config, *data: {**config, "noise_scale": 0.987})
     if nothing:
         arguments += ["--from-nothing", "--lag", "2"]
     assert finetune_dynamics.main([*arguments, "--stop-after", "10"]) == 0
     assert not out.exists()
     assert finetune_dynamics.main(arguments) == 0
     old, new = ScoreDynamics.from_pretrained("sd-alanine-dipeptide-cg"), ScoreDynamics.from_pretrained(out)
-    assert new.molecule == old.molecule and len(fitted) == 1  # as for the one that it comes from
+    assert new.molecule == old.molecule and new.config.noise_scale == 0.987
     labels = {"n_labels"} if nothing else set()  # sides of a barrier are not kept by what begins from nothing
     kept = {key: value for key, value in old.config.architecture.items() if key not in labels}
     assert new.config.architecture == kept
@@ -449,11 +448,16 @@ def test_a_propagator_of_one_molecule_learns_how_it_moves_elsewhere(
     assert "at 310 K" in (out / "README.md").read_text()
 
 
-def test_noise_is_fitted_where_it_was(tmp_path: Path) -> None:
-    """That of steps which often go to another basin, of 10 ps, was not."""
-    for name, fits in (("sd-alanine-dipeptide-10ps", False), ("sd-alanine-dipeptide", True)):
-        old = ScoreDynamics.from_pretrained(name)
-        teacher = learner(old, Request("own", old.lag_time, 300.0, None, False), tmp_path)
+def test_noise_is_fitted_for_short_steps(tmp_path: Path) -> None:
+    """Those of 10 ps often go to another basin."""
+    short, long = (ScoreDynamics.from_pretrained(f"sd-alanine-dipeptide{which}") for which in ("", "-10ps"))
+    for old, lag, nothing, fits in (
+        (short, 1.0, False, True),
+        (long, 10.0, False, False),
+        (long, 1.0, True, True),
+        (short, 10.0, True, False),
+    ):
+        teacher = learner(old, Request("own", lag, 300.0, None, nothing), tmp_path)
         assert isinstance(teacher, learners.MoleculeLearner) and teacher.fits_noise == fits
 
 

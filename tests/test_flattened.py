@@ -14,7 +14,7 @@ import pytest
 from training.reference_md import read_segments
 from training.reference_md.keep import keep
 from training.reference_md.releases import Bias, long_path, read_blocks, simulated_ps
-from training.reference_md.segments import BIAS, read_record
+from training.reference_md.segments import BIAS, read_record, write_record
 from training.reference_md.systems import ALANINE_DIPEPTIDE
 from zoo.errors import StructureError, ZooError
 
@@ -76,7 +76,7 @@ def test_shaping_fills_up_what_is_deep_and_lowers_the_ridge() -> None:
 def test_a_block_holds_pairs_that_part_from_the_same_frame(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(3, 1)
     record = read_record(vacuum.folder / "flat-03000.npz")
-    segments = [each for each in read_segments(vacuum.folder) if each.name.startswith("flat")]
+    segments = read_segments(vacuum.folder)
     assert [len(each.positions) for each in segments] == [3] * 6
     assert record.provenance["pieces"] == 6 and record.provenance["walker"]["number"] == 3
     for first, second in zip(segments[::2], segments[1::2], strict=True):
@@ -107,10 +107,17 @@ def test_clones_that_do_not_leave_the_ridge_on_one_side_go_on(vacuum: Any) -> No
     per_path, more = 4 * 0.2, 2 * 0.4
     walked = sum(0.2 * len(b.visited) for b in blocks)
     assert simulated_ps(blocks, bias) == pytest.approx(walked + 9 * per_path + n_long * more)
-    damaged = next(b for b in blocks if len(b.long_paths)).name
-    long_path(vacuum.folder / f"{damaged}.npz").unlink()
+    assert {each.name[:4] for each in read_segments(vacuum.folder)} == {"flat"}
+    path = long_path(vacuum.folder / f"{next(b for b in blocks if len(b.long_paths)).name}.npz")
+    record = read_record(path)
+    write_record(path, replace(record, pos_nm=record.pos_nm + 0.1))
+    with pytest.raises(StructureError, match="not those of the block"):
+        read_blocks(vacuum.folder)
+    path.unlink()
     with pytest.raises(StructureError, match="long-"):
         read_blocks(vacuum.folder)
+    with pytest.raises(StructureError, match="long-"):
+        flattened.Flattened(vacuum).run(3, 4)
 
 
 def test_without_friction_the_second_clone_goes_back_where_the_walker_came_from(vacuum: Any) -> None:
@@ -169,7 +176,7 @@ def test_a_walker_that_was_stopped_goes_on_as_if_it_had_not(vacuum: Any, tmp_pat
 def test_copies_go_on_from_their_last_block(vacuum: Any) -> None:
     with_bias(vacuum, ridge()).run(0, 2)
     kept = vacuum.folder.parent / "kept"
-    keep(vacuum.folder, kept)
+    assert keep(vacuum.folder, kept) == len(list(vacuum.folder.glob("*.npz")))
     assert (kept / BIAS).read_text() == (vacuum.folder / BIAS).read_text()
     assert [bool(read_record(p).state_xml) for p in sorted(kept.glob("flat-*.npz"))] == [False, True]
     flattened.Flattened(replace(vacuum, folder=kept)).run(0, 3)

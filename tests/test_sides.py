@@ -24,7 +24,7 @@ from training.score_dynamics.alanine_dipeptide import settled, stays_on_one_side
 from training.score_dynamics.fit import fit
 from training.score_dynamics.learners import Request, learner
 from training.score_dynamics.packed import Packed, read_packed, write_packed
-from training.score_dynamics.sides import learn_sides, on_the_ridge, sides_of
+from training.score_dynamics.sides import learn_sides, on_the_ridge, sides_of, turned_back
 from training.score_dynamics.transitions import HeadData, local_displacements
 from zoo.analysis.kinetics import torsions as measured
 from zoo.checkpoint import read_metrics
@@ -205,24 +205,38 @@ def test_shares_over_the_barrier_are_those_of_the_exact_chain(lag: int) -> None:
         assert weight[there & last].sum() / weight[there].sum() == pytest.approx(exact, abs=0.05)
 
 
-def test_what_went_on_for_longer_tells_of_longer_lags() -> None:
-    """Of paths that turned back nothing is known at long lags: shares over the barrier are the same."""
-    data = walked(4000)
-    phi = data.paths[..., 0]
-    middle = phi.shape[1] // 2
-    one, other = phi[:, middle - 60], phi[:, middle + 60]
-    turned = bias().on_ridge(one) | bias().on_ridge(other) | ((one > 0) != (other > 0))
-    kept = np.flatnonzero(turned)
-    went_on = replace(
-        data, paths=data.paths[:, middle - 60 : middle + 61], long_paths=data.paths[kept], long_of=kept
-    ).of_long()
-    assert 0 < len(kept) < len(data.paths)
-    over = []
-    for each in (data, went_on):
-        path, begin, end, weight = on_the_ridge(each, bias(), 240)
-        first, last = (is_between(each.paths[path, at, 0], (0.0, 140.0)) for at in (begin, end))
-        over.append(weight[first != last].sum())
-    assert over[1] == pytest.approx(over[0], rel=0.05)
+def test_long_lags_from_paths_of_which_few_went_on() -> None:
+    """Those that turned back within 60 frames are known no longer; shares are those of the exact chain."""
+    lag = 240
+    pi, t = chain()
+    phi = angles_of(np.arange(N))[:, 0]
+    joint, above = pi[:, None] * np.linalg.matrix_power(t, lag), is_between(phi, (0.0, 140.0))
+    data = walked(8000)
+    middle = data.paths.shape[1] // 2
+    one, other = (data.paths[:, middle + k, 0] for k in (-60, 60))
+    long_of = np.flatnonzero(bias().on_ridge(one) | bias().on_ridge(other) | ((one > 0) != (other > 0)))
+    short = replace(
+        data, paths=data.paths[:, middle - 60 : middle + 61], long_paths=data.paths[long_of], long_of=long_of
+    )
+    assert 0 < len(long_of) < 0.5 * len(data.paths)
+    starts, first, last, weights = [], [], [], []
+    for each, (path, begin, end, weight) in (
+        (short.of_long(), on_the_ridge(short.of_long(), bias(), lag)),
+        (short, turned_back(short, bias(), lag)),
+    ):
+        starts.append(each.paths[path, begin, 0])
+        first.append(is_between(each.paths[path, begin, 0], (0.0, 140.0)))
+        last.append(is_between(each.paths[path, end, 0], (0.0, 140.0)))
+        weights.append(weight)
+    start, x0, x1, w = (np.concatenate(each) for each in (starts, first, last, weights))
+    for side in (False, True):
+        exact = joint[above == side][:, above != side].sum()
+        assert w[(x0 == side) & (x1 != side)].sum() == pytest.approx(exact, rel=0.2)
+    for low, high in ((-25, -10), (-10, 10), (10, 25)):
+        here, there = (phi > low) & (phi <= high), (start > low) & (start <= high)
+        exact = joint[here][:, above].sum() / joint[here].sum()
+        assert w[there & x1].sum() / w[there].sum() == pytest.approx(exact, abs=0.07)
+        assert w[there].sum() == pytest.approx(joint[here].sum(), rel=0.2)
 
 
 def test_small_probabilities_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:

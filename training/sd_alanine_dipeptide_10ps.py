@@ -29,9 +29,7 @@ RECIPE = recipe_of(
     lag_time=10.0,
     # Displacements are a fifth greater than those of 1 ps and more often lead to another basin.
     noise=NoiseConfig(sigma_mean=-1.6, sigma_std=1.4),
-    # One step in thirty goes to another basin.  Levels and width of the noise that are right for steps within
-    # a basin made these jumps a third rarer than in MD; sixteen usual levels give as many as forty.
-    fits_noise=False,
+    # Not fitted (`calibration.LONGEST_LAG`): sixteen of the usual levels make as many jumps as forty.
     sampler={"sigma_max": 4.0, "n_levels": 16, "batch_slots": 16},
 )
 

@@ -38,9 +38,9 @@ Callback = Callable[[int, float, Tensor, Tensor], None]
 #: four-dimensional Gaussian good to a few hundredths; twice as many make the error a quarter.
 LIKELIHOOD_LEVELS = 64
 
-#: Vector-Jacobian products of a batch are taken together as long as these are its rows: for few items the
-#: time is that of the many calls, for many that of the products.
-_ROWS_AT_ONCE = 512
+#: Vector-Jacobian products are taken together as long as they have no more numbers than this: for few small
+#: items the time is that of the many calls, for others that of the products, and their memory.
+_NUMBERS_AT_ONCE = 2**16
 
 
 # ---------------------------------------------------------------------------------- noise levels
@@ -490,9 +490,11 @@ def log_prob(
         k = _dimension(dimension, subspace, x)
         directions = _directions(x, subspace, divergence, probes)
 
+        together = _go_together(denoise, x, levels[0])
+
         def flow(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
             """D (batch, *dims) and ``k - div D`` (batch,)."""
-            denoised, trace = _trace(denoise, x, sigma, directions())
+            denoised, trace = _trace(denoise, x, sigma, directions(), together)
             return denoised, k - trace
 
         integral = x.new_zeros(x.shape[0])
@@ -573,7 +575,7 @@ def _directions(
             d = x[0].numel()
 
             def units() -> Iterator[tuple[Tensor, float]]:
-                for i in range(d):  # one at a time: all d of them would be d times the memory of x
+                for i in range(d):  # as they are asked for: all d would be d times the memory of x
                     v = torch.zeros_like(x)
                     v.flatten(1)[:, i] = 1
                     yield v, 1.0
@@ -593,34 +595,39 @@ def _directions(
 
 
 def _trace(
-    denoise: Denoise, x: Tensor, sigma: float, directions: Iterator[tuple[Tensor, float]]
+    denoise: Denoise, x: Tensor, sigma: float, directions: Iterator[tuple[Tensor, float]], together: bool
 ) -> tuple[Tensor, Tensor]:
-    """D (batch, *dims) and the trace (batch,) of its Jacobian, by a vector-Jacobian product a direction."""
+    """D (batch, *dims) and the trace (batch,) of its Jacobian, by a vector-Jacobian product a direction.
+
+    Many of these ``together``, or one after the other.
+    """
     at = x.detach().requires_grad_()
     denoised = _checked(denoise, at, _fill(x, sigma))
     if not denoised.requires_grad:
         raise ValueError("log_prob needs the gradient of the denoiser: it must not run under no_grad()")
     trace = x.new_zeros(x.shape[0])
-    at_once = max(1, _ROWS_AT_ONCE // max(x.shape[0], 1))
+    at_once = max(1, _NUMBERS_AT_ONCE // max(x.numel(), 1)) if together else 1
     while some := list(itertools.islice(directions, at_once)):
         v = torch.stack([each for each, _ in some])
         weights = torch.tensor([weight for _, weight in some], dtype=x.dtype, device=x.device)
-        trace = trace + weights @ (_products(denoised, at, v) * v).flatten(2).sum(2)
+        # The items of the batch do not see each other, so the gradient of the sum is that of each item.
+        (vjp,) = torch.autograd.grad(
+            denoised, at, v if together else v[0], retain_graph=True, is_grads_batched=together
+        )
+        trace = trace + weights @ (vjp.reshape(v.shape) * v).flatten(2).sum(2)
     return denoised.detach(), trace
 
 
-def _products(denoised: Tensor, at: Tensor, v: Tensor) -> Tensor:
-    """Vector-Jacobian products (n, batch, *dims) with v of that shape.
-
-    The items of the batch do not see each other, so the gradient of the sum is that of each item.
-    """
-    if len(v) > 1:
-        try:
-            (products,) = torch.autograd.grad(denoised, at, v, retain_graph=True, is_grads_batched=True)
-            return products
-        except RuntimeError:  # of operations that do not know how to go backwards for several at once
-            pass
-    return torch.stack([torch.autograd.grad(denoised, at, each, retain_graph=True)[0] for each in v])
+def _go_together(denoise: Denoise, x: Tensor, sigma: float) -> bool:
+    """Whether all of D goes backwards for several gradients at once: some operations do not."""
+    at = x.detach().requires_grad_()
+    denoised = _checked(denoise, at, _fill(x, sigma))
+    two = torch.zeros_like(denoised).expand(2, *denoised.shape)
+    try:
+        torch.autograd.grad(denoised, at, two, is_grads_batched=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 # --------------------------------------------------------------------------------------- helpers

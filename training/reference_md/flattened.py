@@ -185,7 +185,10 @@ class Flattened:
                     "the blocks before it are sound"
                 ) from None
             walked = EVERY * len(before.provenance["visited"]) + 2 * RELEASES * LENGTH
-            if long is not None:  # first, for a block that is there is done
+            # first, for a block that is there is done
+            if long is None:
+                long_path(path).unlink(missing_ok=True)
+            else:
                 write_record(long_path(path), long)
                 walked += long.provenance["pieces"] * (LONG - LENGTH)
             write_record(path, before)
@@ -290,6 +293,11 @@ class Flattened:
         n_frames = pairs * (1 + round(LENGTH / g.protocol.frame_interval))
         if walker.get("visited_every_ps") != EVERY or len(record.pos_nm) != n_frames:
             raise SegmentError(f"{path} is of another length or kind: choose another output folder")
+        if record.provenance.get("long_of"):
+            long = read_record(long_path(path))
+            each = 1 + round(LONG / g.protocol.frame_interval)
+            if len(long.pos_nm) != 2 * len(record.provenance["long_of"]) * each:
+                raise SegmentError(f"{long_path(path)} is of another length: choose another output folder")
         return record
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.reference_md.segments import BIAS, GAS_CONSTANT, NM, Record, read_record
+from training.reference_md.segments import BIAS, GAS_CONSTANT, LONG, NM, Record, read_record
 from zoo.errors import StructureError
 
 Array = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def _kind(block: Block) -> tuple[object, ...]:
 
 def long_path(path: Path) -> Path:
     """The file of the clones of a block that went on."""
-    return path.with_name(path.name.replace("flat-", "long-", 1))
+    return path.with_name(path.name.replace("flat-", LONG, 1))
 
 
 def _block(name: str, record: Record, long: Record | None) -> Block:
@@ -115,12 +115,25 @@ def _block(name: str, record: Record, long: Record | None) -> Block:
         if long.pos_nm.shape[1:] != record.pos_nm.shape[1:] or len(long.pos_nm) % (2 * len(long_of)):
             raise ValueError("the clones that went on have other atoms, or not the same length")
         long_paths = _through(long.pos_nm, 2 * len(long_of))
-    every, walker = float(told["walker"]["visited_every_ps"]), int(told["walker"]["number"])
-    sha, dt = str(told["bias_sha256"]), record.dt_ps
+        more = (long_paths.shape[1] - paths.shape[1]) // 2
+        if more < 0 or not np.allclose(
+            long_paths[:, more : more + paths.shape[1]], paths[long_of], atol=0.01
+        ):
+            raise ValueError("the clones that went on are not those of the block")
     return Block(
-        name, walk[:, :2], walk[:, 2] / kt, paths, released / kt, long_paths, long_of, dt, kt, every, walker,
-        sha,
-    )  # fmt: skip
+        name=name,
+        visited=walk[:, :2],
+        bias=walk[:, 2] / kt,
+        paths=paths,
+        released=released / kt,
+        long_paths=long_paths,
+        long_of=long_of,
+        dt=record.dt_ps,
+        kt=kt,
+        every=float(told["walker"]["visited_every_ps"]),
+        walker=int(told["walker"]["number"]),
+        bias_sha256=str(told["bias_sha256"]),
+    )
 
 
 def _through(pos_nm: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]:

@@ -104,8 +104,8 @@ def walks(blocks: Sequence[Block], sites: Sequence[int], quadruples: Sequence[An
     if blocks[0].paths.shape[2] <= max(sites):
         raise StructureError(f"the released MD is of {blocks[0].paths.shape[2]} atoms: another molecule")
     kept, units = counted(blocks)
-    before = np.cumsum([0, *(len(b.paths) for b in kept)])
-    long = [(start, b) for start, b in zip(before, kept, strict=False) if len(b.long_paths)]
+    before = np.cumsum([0, *(len(b.paths) for b in kept)])[:-1]
+    long = [(start, b) for start, b in zip(before, kept, strict=True) if len(b.long_paths)]
     if len({b.long_paths.shape[1] for _, b in long}) > 1:
         raise StructureError("the released MD went on for longer in some blocks than in others")
     found = Walks(

@@ -21,6 +21,10 @@ from training.score_dynamics.ladder import MOST_LEVELS, WIDTHS, error, fitted_le
 from training.score_dynamics.transitions import Transitions, local_displacements
 from zoo.score_dynamics import ConditionalDenoiser, ScoreDynamics, ScoreDynamicsConfig
 
+#: ps; noise of longer steps is not fitted.  What is right for steps within a basin makes those into another
+#: one too rare: a third too rare in alanine dipeptide at 10 ps, where one step in thirty is such a step.
+LONGEST_LAG = 5.0
+
 #: Two widths are tried, and what is between or near them is interpolated; nothing farther away is believed.
 TRIED = (0.9, 1.0)
 LIMITS = (0.8, 1.1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from training.loop import LoopConfig
 from training.reference_md.segments import Segment
 from training.score_dynamics import families, fit
-from training.score_dynamics.calibration import calibrated
+from training.score_dynamics.calibration import LONGEST_LAG, calibrated
 from training.score_dynamics.families import Member, PackedFamily
 from training.score_dynamics.family_recipe import family_of, spread
 from training.score_dynamics.own_md import Run, read_runs
@@ -243,12 +243,7 @@ class MoleculeLearner(Learner):
 
     @property
     def fits_noise(self) -> bool:
-        """Whether levels and width of the noise are fitted, as they were for the checkpoint or not.
-
-        What is right for steps within a basin makes steps into another one too rare, so checkpoints whose
-        steps often go there, like those of 10 ps, have the usual levels.
-        """
-        return bool(self.old.config.levels) or self.old.config.noise_scale != 1.0
+        return self.request.lag_time <= LONGEST_LAG
 
     def loss(self, model: ConditionalDenoiser, held_out: Sequence[Segment]) -> float:
         return _loss(model, self.packed().noise, held_out, self.request.lag_time)

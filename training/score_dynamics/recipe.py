@@ -22,7 +22,7 @@ from training.loop import read_log
 from training.metrics import record
 from training.reference_md.releases import read_flattened, simulated_ps
 from training.reference_md.segments import Segment, read_segments
-from training.score_dynamics.calibration import calibrated
+from training.score_dynamics.calibration import LONGEST_LAG, calibrated
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.sides import gathered, learn_sides
@@ -78,9 +78,6 @@ class Recipe:
     """(n_frames,) which frames of plain MD are past the way down from where it was started (None: all)."""
     stays: Callable[[Segment], bool] | None = None
     """Whether plain MD never leaves the side of a high barrier that it is on (None: not known of any)."""
-
-    fits_noise: bool = True
-    """Whether levels and width of the sampler's noise are fitted, see `calibration`."""
 
     def plain(self, segment: Segment) -> npt.NDArray[np.bool_]:
         """(n_frames,) which frames are of MD in equilibrium on its side of a high barrier.
@@ -294,7 +291,9 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     releases = None if args.releases is None else (args.releases, args.blocks)
     write_packed(path, pack(recipe, args.data, args.hold_out, args.validation, releases))
     packed = read_packed(path)
-    released = None if releases is None else simulated_ps(*read_flattened(*releases))
+    released = None
+    if args.releases is not None:  # of those that were used: not all tell of long lags
+        released = simulated_ps(*read_flattened(args.releases, packed.segments["releases"]))
     n_parameters = sum(p.numel() for p in packed.build().parameters())
     print(
         f"{recipe.name}: {n_parameters} parameters, {len(packed.training)} pairs of "
@@ -328,13 +327,13 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         sides = SidesConfig.from_json(packed.config["sides"], packed.n_sites)
         print("learning on which side of the barrier steps end: some minutes", flush=True)
         model.sides = learn_sides(sides, packed.head, args.seed)
-    config = packed.config
-    if recipe.fits_noise:
+    config, fits_noise = packed.config, recipe.lag_time <= LONGEST_LAG
+    if fits_noise:
         print("fitting noise to the sampler and to validation MD: a minute or two", flush=True)
         config = calibrated(config, model, packed.validation, args.seed)
     save(args.out, config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
-    if recipe.fits_noise:
+    if fits_noise:
         result["noise_scale"] = config["noise_scale"]
     if released is not None:
         result["released_md_ns"] = round(released / 1000, 3)

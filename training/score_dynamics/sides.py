@@ -10,11 +10,15 @@ what pairs that are on the ridge at some moment contribute to the mean of a func
         / (sum over moments between the two, on the ridge, of exp(-V / kT))
         / sum over all frames of walkers of exp(V / kT).
 
-Where a lag is longer than the paths, those stand for all that went on for longer: all but the few that came
-back to the side from which they came.  Equilibrium does not know the direction of time: each pair counts
-half as it is and half reversed.  Pairs that are never on the ridge come from plain MD, which is taken to be
-in equilibrium on either side.  Together these are equilibrium: from them P(side | x) of `zoo.sides` is
-learned, by logistic regression.
+A lag may be longer than the paths if those that were undecided at their ends went on (`Block.long_paths`).
+Of all others, which left the ridge on the side from which they had come to it, it is known how a pair ends
+that begins on the path: on the side of the path's end, for what has left the ridge does not come back soon.
+Pairs that begin before the path are not known, and count as those that are never on the ridge, which is what
+nearly all of their neighbours are.
+
+Equilibrium does not know the direction of time: each pair counts half as it is and half reversed.  Pairs
+that are never on the ridge come from plain MD, which is taken to be in equilibrium on either side.  Together
+these are equilibrium: from them P(side | x) of `zoo.sides` is learned, by logistic regression.
 """
 
 from __future__ import annotations
@@ -66,19 +70,41 @@ def on_the_ridge(data: Walks, bias: Bias, lag: int) -> tuple[IntArray, IntArray,
     Weights are shares of all pairs of equilibrium, ``lag`` frames apart, each of which begins anywhere.
     """
     middle = data.paths.shape[1] // 2
+    ahead = [(s, s + lag) for s in range(middle - lag, middle + 1)]
+    return _weighted(data, bias, np.arange(len(data.paths)), ahead + [(t, s) for s, t in ahead])
+
+
+def turned_back(data: Walks, bias: Bias, lag: int) -> tuple[IntArray, IntArray, IntArray, Array]:
+    """Pairs like those of `on_the_ridge` that begin on a path which did not go on, and end after it.
+
+    In place of the last frame of such a pair stands the end of the path that is nearer to it in time.
+    """
+    n_frames = data.paths.shape[1]
+    middle, last = n_frames // 2, n_frames - 1
+    paths = np.setdiff1d(np.arange(len(data.paths)), data.long_of)
+    ahead = [(s, min(s + lag, last)) for s in range(middle + 1)]
+    back = [(t, max(t - lag, 0)) for t in range(middle, n_frames)]
+    return _weighted(data, bias, paths, ahead + back)
+
+
+def _weighted(
+    data: Walks, bias: Bias, paths: IntArray, pairs: Sequence[tuple[int, int]]
+) -> tuple[IntArray, IntArray, IntArray, Array]:
+    """Pairs of frames (begin, end) of paths, with their weights."""
+    middle = data.paths.shape[1] // 2
     on_ridge = bias.ridge_weight(data.paths, data.kt)
     top = float(data.bias.max())  # exp(V / kT) is large
     total = np.exp(data.bias - top).sum()
     rows: list[tuple[int, int, int]] = []
     weights: list[float] = []
-    for k in np.flatnonzero(on_ridge[:, middle] > 0):
+    for k in paths[on_ridge[paths, middle] > 0]:
         # by the same interpolation as along the path, so that its error cancels
         scale = 0.5 * on_ridge[k, middle] * np.exp(data.released[k] - top) / total
-        for s in range(middle - lag, middle + 1):
-            rows += [(int(k), s, s + lag), (int(k), s + lag, s)]
-            weights += 2 * [scale / on_ridge[k, s : s + lag + 1].sum()]
-    path, begin, end = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    return path, begin, end, np.array(weights)
+        for begin, end in pairs:
+            rows.append((int(k), begin, end))
+            weights.append(scale / on_ridge[k, min(begin, end) : max(begin, end) + 1].sum())
+    path, begins, ends = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    return path, begins, ends, np.array(weights)
 
 
 def gathered(
@@ -113,14 +139,13 @@ def gathered(
         raise StructureError(
             "sides of a barrier are known for molecules with a stereocentre, phi and psi only"
         )
-    lag, went_on = data.lag, data.lag > blocks[0].paths.shape[1] // 2
-    if went_on:  # those of which none did would count as if nothing had gone over
+    lag = data.lag
+    if lag > blocks[0].paths.shape[1] // 2:  # blocks of which none went on do not tell of it
         blocks = [b for b in blocks if b.long_of is not None] or blocks
     walk = walks(blocks, molecule.sites, quadruples)
-    went_on = went_on and len(walk.long_of) > 0
-    if went_on:
-        walk = walk.of_long()
-    middle = walk.paths.shape[1] // 2
+    went_on = lag > walk.paths.shape[1] // 2 and len(walk.long_of) > 0
+    whole = walk.of_long() if went_on else walk  # in which pairs have both ends
+    middle = whole.paths.shape[1] // 2
     if abs(lag * walk.dt - data.lag_time) > 1e-6 * data.lag_time or lag > middle:
         raise StructureError(
             f"released paths of {middle * walk.dt:g} ps to either side, with frames every {walk.dt:g} ps, "
@@ -136,8 +161,15 @@ def gathered(
         touches |= bias.on_ridge(angles[first + step, 0])
     over = plain & touches & (begins != ends)
 
-    path, begin, end, weight = on_the_ridge(walk, bias, lag)
-    x0, x1 = (is_between(walk.paths[path, at, 0], between) for at in (begin, end))
+    path, begin, end, weight = on_the_ridge(whole, bias, lag)
+    x0, x1 = (is_between(whole.paths[path, at, 0], between) for at in (begin, end))
+    from_ridge, to_side, share = whole.paths[path, begin], x1, weight
+    if went_on:
+        path_2, begin_2, end_2, weight_2 = turned_back(walk, bias, lag)
+        from_ridge = np.concatenate([from_ridge, walk.paths[path_2, begin_2]])
+        to_side = np.concatenate([to_side, is_between(walk.paths[path_2, end_2, 0], between)])
+        share = np.concatenate([share, weight_2])
+    from_side = is_between(from_ridge[:, 0], between)
     population = np.bincount(is_between(walk.visited[:, 0], between), np.exp(walk.bias - walk.bias.max()), 2)
     population = population / population.sum()
     away = plain & ~touches
@@ -146,19 +178,19 @@ def gathered(
         raise StructureError(
             "the plain MD begins on one side of the barrier only: add segments from the other"
         )
-    rest = population - np.bincount(x0, weight, 2)
+    rest = population - np.bincount(from_side, share, 2)
     if not (rest > 0).all():
         raise StructureError("the walkers were too little on one side of the barrier: add blocks")
-    share = rest / n_away
+    of_away = rest / n_away
     mirrored = _mirrored(data.frames[:1], molecule, frame, quadruples)
     sign = -1.0 if mirrored else 1.0
-    started = np.concatenate([angles[first[away]], walk.paths[path, begin]])
-    sides = np.concatenate([begins[away], x0])
+    started = np.concatenate([angles[first[away]], from_ridge])
+    sides = np.concatenate([begins[away], from_side])
     head = HeadData(
         torch.from_numpy(np.radians(sign * started)).float(),
-        torch.from_numpy(np.concatenate([ends[away], x1])).float(),
+        torch.from_numpy(np.concatenate([ends[away], to_side])).float(),
         torch.from_numpy(
-            np.concatenate([share[begins[away].astype(int)], weight]) / population[sides.astype(int)]
+            np.concatenate([of_away[begins[away].astype(int)], share]) / population[sides.astype(int)]
         ),
     )
     chosen = [b.long_paths if went_on else b.paths for b in counted(blocks)[0]]
