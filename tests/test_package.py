@@ -126,7 +126,12 @@ def test_readme_links_to_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert links
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     for link in links:
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+            continue
         # A rendered card is part of a trained checkpoint; test_cards sees to that one.
         assert (ROOT / link).exists() or link.startswith("zoo/checkpoints/"), link
 
