@@ -186,31 +186,33 @@ def test_the_other_barrier_is_in_the_middle_of_where_the_bias_is_lowest() -> Non
     assert is_between(np.array([10, 130, -10, 359]), (0.0, 125.0)).tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("lag", [20, 60])
-def test_shares_over_the_barrier_are_those_of_the_exact_chain(lag: int) -> None:
+def shares_are_exact(lag: int, starts: np.ndarray, ends: np.ndarray, weight: np.ndarray, atol: float) -> None:
+    """Of pairs from phi to phi, over the barrier and on the ridge, where all pairs are of this kind."""
     pi, t = chain()
     phi = angles_of(np.arange(N))[:, 0]
-    joint, above = pi[:, None] * np.linalg.matrix_power(t, lag), is_between(phi, (0.0, 140.0))
-    data = walked(8000)
-    path, begin, end, weight = on_the_ridge(data, bias(), lag)
-    assert set(np.abs(end - begin).tolist()) == {lag}
-    starts, ends = (data.paths[path, at, 0] for at in (begin, end))
-    first, last = (is_between(each, (0.0, 140.0)) for each in (starts, ends))
+    joint = pi[:, None] * np.linalg.matrix_power(t, lag)
+    above, first, last = (is_between(each, (0.0, 140.0)) for each in (phi, starts, ends))
     for side in (False, True):
         exact = joint[above == side][:, above != side].sum()
         assert weight[(first == side) & (last != side)].sum() == pytest.approx(exact, rel=0.2)
-    for low, high in ((-25, -10), (-10, 10), (10, 25)):  # on the ridge, where all pairs are of this kind
+    for low, high in ((-25, -10), (-10, 10), (10, 25)):
         here, there = (phi > low) & (phi <= high), (starts > low) & (starts <= high)
         exact = joint[here][:, above].sum() / joint[here].sum()
-        assert weight[there & last].sum() / weight[there].sum() == pytest.approx(exact, abs=0.05)
+        assert weight[there & last].sum() / weight[there].sum() == pytest.approx(exact, abs=atol)
+        assert weight[there].sum() == pytest.approx(joint[here].sum(), rel=0.2)
+
+
+@pytest.mark.parametrize("lag", [20, 60])
+def test_shares_over_the_barrier_are_those_of_the_exact_chain(lag: int) -> None:
+    data = walked(8000)
+    path, begin, end, weight = on_the_ridge(data, bias(), lag)
+    assert set(np.abs(end - begin).tolist()) == {lag}
+    shares_are_exact(lag, data.paths[path, begin, 0], data.paths[path, end, 0], weight, 0.05)
 
 
 def test_long_lags_from_paths_of_which_few_went_on() -> None:
     """Those that turned back within 60 frames are known no longer; shares are those of the exact chain."""
     lag = 240
-    pi, t = chain()
-    phi = angles_of(np.arange(N))[:, 0]
-    joint, above = pi[:, None] * np.linalg.matrix_power(t, lag), is_between(phi, (0.0, 140.0))
     data = walked(8000)
     middle = data.paths.shape[1] // 2
     one, other = (data.paths[:, middle + k, 0] for k in (-60, 60))
@@ -219,24 +221,15 @@ def test_long_lags_from_paths_of_which_few_went_on() -> None:
         data, paths=data.paths[:, middle - 60 : middle + 61], long_paths=data.paths[long_of], long_of=long_of
     )
     assert 0 < len(long_of) < 0.5 * len(data.paths)
-    starts, first, last, weights = [], [], [], []
+    starts, ends, weights = [], [], []
     for each, (path, begin, end, weight) in (
         (short.of_long(), on_the_ridge(short.of_long(), bias(), lag)),
         (short, turned_back(short, bias(), lag)),
     ):
         starts.append(each.paths[path, begin, 0])
-        first.append(is_between(each.paths[path, begin, 0], (0.0, 140.0)))
-        last.append(is_between(each.paths[path, end, 0], (0.0, 140.0)))
+        ends.append(each.paths[path, end, 0])
         weights.append(weight)
-    start, x0, x1, w = (np.concatenate(each) for each in (starts, first, last, weights))
-    for side in (False, True):
-        exact = joint[above == side][:, above != side].sum()
-        assert w[(x0 == side) & (x1 != side)].sum() == pytest.approx(exact, rel=0.2)
-    for low, high in ((-25, -10), (-10, 10), (10, 25)):
-        here, there = (phi > low) & (phi <= high), (start > low) & (start <= high)
-        exact = joint[here][:, above].sum() / joint[here].sum()
-        assert w[there & x1].sum() / w[there].sum() == pytest.approx(exact, abs=0.07)
-        assert w[there].sum() == pytest.approx(joint[here].sum(), rel=0.2)
+    shares_are_exact(lag, np.concatenate(starts), np.concatenate(ends), np.concatenate(weights), 0.07)
 
 
 def test_small_probabilities_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.reference_md.segments import BIAS, GAS_CONSTANT, LONG, NM, Record, read_record
+from training.reference_md.segments import BIAS, GAS_CONSTANT, LONG_PREFIX, NM, Record, read_record
 from zoo.errors import StructureError
 
 Array = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def _kind(block: Block) -> tuple[object, ...]:
 
 def long_path(path: Path) -> Path:
     """The file of the clones of a block that went on."""
-    return path.with_name(path.name.replace("flat-", LONG, 1))
+    return path.with_name(path.name.replace("flat-", LONG_PREFIX, 1))
 
 
 def _block(name: str, record: Record, long: Record | None) -> Block:

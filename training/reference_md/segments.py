@@ -25,7 +25,7 @@ GAS_CONSTANT = 0.008314462618  # kJ/mol/K
 FRAME_INTERVAL = 0.2  # ps
 TOPOLOGY = "topology.pdb"
 BIAS = "bias.json"  # of walkers on a flattened surface, see `flattened`
-LONG = "long-"  # begins the names of files of clones that went on, see `flattened`
+LONG_PREFIX = "long-"  # begins the names of files of clones that went on, see `flattened`
 MAX_FILE_SIZE = 4 << 30  # of the uncompressed arrays: far beyond any segment, and it still fits into memory
 
 
@@ -74,7 +74,7 @@ def read_segments(folder: str | os.PathLike[str]) -> list[Segment]:
     Raises:
         zoo.StructureError: there is no segment, one is damaged, or they are not of one molecule.
     """
-    paths = sorted(p for p in Path(folder).glob("*.npz") if not p.name.startswith(LONG))
+    paths = sorted(p for p in Path(folder).glob("*.npz") if not p.name.startswith(LONG_PREFIX))
     if not paths:
         what = "has no *.npz in it" if Path(folder).is_dir() else "is not a folder"
         raise StructureError(f"{folder} {what}: give the output folder of training.reference_md")
