@@ -119,6 +119,43 @@ def md_of(model: ScoreDynamics, folder: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_several_rollouts_are_kept_and_go_on_where_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, kept = tmp_path / "checkpoint", tmp_path / "kept"
+    shutil.copytree(CG, folder)
+    data = md_of(ScoreDynamics.from_pretrained(str(folder)), tmp_path / "md")
+    arguments = [str(folder), "--data", str(data), "--segments", "segment-000", "segment-001", "--record"]
+    arguments += ["--walkers", "2", "--steps", "20", "--rollouts", "3"]
+
+    def figures() -> object:
+        sections = json.loads((folder / "metrics.json").read_text())["sections"]
+        assert " --rollouts 3 " in sections["kinetics"]["command"]
+        return sections["kinetics"]["results"], sections["stability"]["results"][0]["rollouts"]
+
+    assert main(arguments) == 0
+    in_memory = figures()
+    assert main([*arguments, "--keep", str(kept)]) == 0
+    assert figures() == in_memory
+    states = [kept / f"rollout-{seed}.state.npz" for seed in range(3)]
+    at = [path.stat().st_mtime_ns for path in states[:2]]
+    # as a kill between the second and the third leaves it
+    for path in kept.glob("rollout-2*"):
+        path.unlink()
+    assert main([*arguments, "--keep", str(kept)]) == 0
+    assert figures() == in_memory
+    assert [path.stat().st_mtime_ns for path in states[:2]] == at
+    assert states[2].is_file()
+
+
+def test_one_rollout_has_none_to_be_compared_with(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(CG), "--data", "md", "--segments", "segment-000", "--rollouts", "1"])
+    assert stop.value.code == 2
+    assert "--rollouts: at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(CG, folder)
@@ -138,7 +175,7 @@ def test_a_run_records_what_a_card_needs(tmp_path: Path, capsys: pytest.CaptureF
     assert all(math.isfinite(stability[f"{kind}_drift_in_sd"]) for kind in ("bonds", "angles"))
     assert (tmp_path / "out" / "evaluation.json").is_file()
     assert (tmp_path / "out" / "evaluation.png").is_file()
-    assert "second rollout:" in capsys.readouterr().out
+    assert "second half:" in capsys.readouterr().out
 
 
 def test_segments_that_were_trained_on_are_refused(

@@ -2,16 +2,19 @@
 
     python -m training.benchmarks.kinetics build/sd-alanine-dipeptide --data md --segments segment-00{0..9}
     python -m training.benchmarks.kinetics FOLDER --data md --segments ... --record --out FOLDER
+    python -m training.benchmarks.kinetics FOLDER --data md --segments ... --rollouts 6 --keep build/long
 
 What is compared, and how, is `zoo.analysis.evaluate`: both sides go through the same estimators, and
 whole trajectories are resampled.  Segments of reference MD start in chosen basins, so their frames say
 nothing of equilibrium: populations are those of a Markov model, and first-passage times count only time
 since the last visit of the basin that they start from.
 
-**Two rollouts**, from other frames and with other random numbers, are compared with MD together, for what is
-rare.  Apart they tell whether the intervals are right: nearly all figures of the second have to agree with
-the first one's within their two intervals.
+**Two rollouts or more**, from other frames and with other random numbers, are compared with MD together, for
+what is rare.  Apart they tell whether the intervals are right: nearly all figures of the second half of them
+have to agree with those of the first within their two intervals.
 They are also the test of stability: redrawn steps, walkers that stopped, drift, inversions.
+
+With ``--keep`` they are written down as they go, and the same command continues after a kill.
 """
 
 from __future__ import annotations
@@ -71,8 +74,16 @@ def thinned(segments: Sequence[Segment], sites: Sequence[int], lag_time: float) 
     return result
 
 
-def walk(model: ScoreDynamics, start: Any, n_steps: int, n_walkers: int, seed: int, threads: int) -> Rollout:
-    """A rollout that says how far it is from time to time."""
+def walk(
+    model: ScoreDynamics,
+    start: Any,
+    n_steps: int,
+    n_walkers: int,
+    seed: int,
+    threads: int,
+    keep: Path | None = None,
+) -> Rollout:
+    """A rollout that says how far it is from time to time; written to this folder, and continued if it is there."""
     told = [0.0]
 
     def say(at: Progress) -> None:
@@ -80,7 +91,11 @@ def walk(model: ScoreDynamics, start: Any, n_steps: int, n_walkers: int, seed: i
             told[0] = at.seconds
             print(f"seed {seed}: step {at.step} of {at.n_steps}, {at.simulated_ps / at.seconds:.0f} ps/s")
 
-    return roll_out(model, start, n_steps, n_walkers, seed, threads=threads, progress=say)
+    # float32 in Å, as in memory; XTC would round to 0.01 Å
+    output = None if keep is None else keep / f"rollout-{seed}.dcd"
+    return roll_out(
+        model, start, n_steps, n_walkers, seed, threads=threads, progress=say, output=output, keep=True
+    )
 
 
 def trajectories(run: Rollout) -> Iterable[Positions]:
@@ -113,7 +128,7 @@ def interval(low: float | None, high: float | None, note: str) -> str:
 
 
 def agreement(first: Evaluation) -> dict[str, Any]:
-    """How many figures of a second rollout (the evaluation's rollout) agree with those of the first.
+    """How many figures of other rollouts (the evaluation's rollout) agree with those of the first ones.
 
     Two independent figures agree if they differ by no more than the root of the sum of the squares of
     their half-widths on the sides that face each other, which 95 % of them should.
@@ -184,11 +199,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--walkers", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--markov-lag", type=float, help="ps")
-    parser.add_argument("--seed", type=int, default=0, help="of the first rollout; the second has the next")
+    parser.add_argument("--rollouts", type=int, default=2, metavar="N", help="2 or more (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first rollout; the others have the next")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="write the rollouts here, and continue those that are there"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder for the report and its picture")
     parser.add_argument("--record", action="store_true", help="write the figures to metrics.json")
     args = parser.parse_args(argv)
+    if args.rollouts < 2:
+        parser.error("--rollouts: at least 2, for their statistics are compared with each other")
     torch.set_num_threads(1)
     return _run(args)
 
@@ -197,10 +218,18 @@ def _run(args: argparse.Namespace) -> int:
     model = ScoreDynamics.from_pretrained(args.checkpoint)
     segments = held_out_segments(model, args.data, args.segments)
     md = thinned(segments, model.molecule.sites, model.lag_time)
-    start = start_frames(model, md, 2 * args.walkers)  # other ones for the second rollout
+    n = args.rollouts
+    start = start_frames(model, md, n * args.walkers)  # other ones for each rollout
     settings: dict[str, Any] = {"markov_lag_ps": args.markov_lag, "seed": args.seed}
-    runs = [walk(model, start[k::2], args.steps, args.walkers, args.seed + k, args.threads) for k in (0, 1)]
-    first, other = (list(trajectories(run)) for run in runs)
+    if args.keep is not None:
+        args.keep.mkdir(parents=True, exist_ok=True)
+    runs = [
+        walk(model, start[k::n], args.steps, args.walkers, args.seed + k, args.threads, args.keep)
+        for k in range(n)
+    ]
+    first, other = (
+        [each for run in half for each in trajectories(run)] for half in (runs[: n // 2], runs[n // 2 :])
+    )
     found = evaluate([*first, *other], md, model.molecule, model.lag_time, **settings)
     again = evaluate(other, first, model.molecule, model.lag_time, **settings)
     table, second, shape = rows(found), agreement(again), geometry(found)
@@ -210,7 +239,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{each['md_events']})  rollout {shown(each['rollout']):>8} ({each['rollout_interval']})  "
             f"{each['verdict']}"
         )
-    print(f"second rollout: {second['agree']} of {second['figures']} figures agree; apart: {second['apart']}")
+    print(f"second half: {second['agree']} of {second['figures']} figures agree; apart: {second['apart']}")
     print(shape)
     reports = [run.report for run in runs]
     for report in reports:
@@ -223,7 +252,7 @@ def _run(args: argparse.Namespace) -> int:
         names = " ".join(args.segments)
         command = (
             f"python -m training.benchmarks.kinetics {model.name} --data md --segments {names} "
-            f"--walkers {args.walkers} --steps {args.steps} --seed {args.seed}"
+            f"--walkers {args.walkers} --steps {args.steps} --rollouts {n} --seed {args.seed}"
         )
         extra = {
             "md_ns": sum(len(x) - 1 for x in md) * model.lag_time / 1000,
