@@ -197,6 +197,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ("key", "value", "message"),
     [
         ("lag_time", -1.0, "lag_time"),
+        ("sigma_min", 1000.0, "sigma_min 1000.0 must be smaller than sigma_max"),
         ("frame", [1, 1, 2], "frame"),
         ("solver", "magic", "solver"),
         ("backbone", "magic", "backbone"),

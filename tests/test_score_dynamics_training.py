@@ -273,10 +273,10 @@ def test_two_processes_equal_one(packed: Packed, md: Path, tmp_path: Path) -> No
     path = tmp_path / "data.safetensors"
     write_packed(path, packed)
     command = [str(path), "--steps", "6", "--log-every", "2", "--learning-rate", "1e-3", "--threads", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for n in (1, 2):
         run = subprocess.run(
-            [*launch, str(n), "-m", "training.score_dynamics.fit", command[0], str(tmp_path / f"state-{n}"),
+            [sys.executable, *(launch if n == 2 else ()), "-m", "training.score_dynamics.fit", command[0], str(tmp_path / f"state-{n}"),
              *command[1:]],
             cwd=ROOT, capture_output=True, text=True, timeout=300,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

@@ -15,7 +15,8 @@ from types import ModuleType
 
 from zoo.errors import MissingExtraError
 
-_FLAG = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+#: MACE's own, and what torch writes down when its compiler, which MACE asks for, is imported.
+_FLAGS = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def import_mace(module: str = "mace") -> ModuleType:
@@ -27,7 +28,7 @@ def import_mace(module: str = "mace") -> ModuleType:
     """
     import torch
 
-    before = os.environ.get(_FLAG)
+    before = {flag: os.environ.get(flag) for flag in _FLAGS}
     try:
         # Of parts of MACE that nobody here asks for; one line of it goes to standard output.
         with (
@@ -42,7 +43,8 @@ def import_mace(module: str = "mace") -> ModuleType:
             raise
         raise MissingExtraError('MACE is not installed: pip install "score-zoo[mace]"') from None
     finally:
-        if before is None:
-            os.environ.pop(_FLAG, None)
-        else:
-            os.environ[_FLAG] = before
+        for flag, value in before.items():
+            if value is None:
+                os.environ.pop(flag, None)
+            else:
+                os.environ[flag] = value

@@ -171,6 +171,10 @@ class ScoreDynamicsConfig:
             value = getattr(self, key)
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise CheckpointError(f"config.json: {key} is {value!r}, a positive number is needed")
+        if self.sigma_min >= self.sigma_max:
+            raise CheckpointError(
+                f"config.json: sigma_min {self.sigma_min!r} must be smaller than sigma_max {self.sigma_max!r}"
+            )
         for key in ("n_levels", "batch_slots"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise CheckpointError(f"config.json: {key} is {getattr(self, key)!r}, a count is needed")
