@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mdtraj
@@ -13,7 +14,7 @@ import pytest
 import zoo
 from training.benchmarks.kinetics.__main__ import agreement
 from zoo import cli
-from zoo.analysis.evaluation import Evaluation, evaluate
+from zoo.analysis.evaluation import Evaluation, _shares, _Side, evaluate
 from zoo.analysis.packed_positions import packed
 from zoo.analysis.trajectories import read_reference
 from zoo.errors import StructureError
@@ -120,6 +121,31 @@ def test_an_inverted_stereocentre_is_counted(
     wrong = evaluate(x, positions(runs[1]), model.molecule, 1.0, n_resamples=100)
     hands = wrong.details["geometry"]["chirality"]
     assert (hands["rollout"]["inversions"], hands["reference"]["inversions"]) == (1, 0)
+    assert hands["rollout"]["inverted_stereocentre_frames"] == len(x[3]) - 100
+
+
+def test_a_rollout_of_the_mirror_image_is_told(
+    model: ScoreDynamics, runs: list[list[mdtraj.Trajectory]]
+) -> None:
+    mirrored = [x * [1.0, 1.0, -1.0] for x in positions(runs[0])]
+    wrong = evaluate(mirrored, positions(runs[1]), model.molecule, 1.0, n_resamples=100)
+    hands = wrong.details["geometry"]["chirality"]
+    assert hands["rollout"]["inverted_stereocentre_frames"] == sum(map(len, mirrored))
+    assert hands["rollout"]["inversions"] == hands["reference"]["inverted_stereocentre_frames"] == 0
+
+
+def test_shifts_and_path_densities_have_intervals(found: Evaluation) -> None:
+    for row in (*found.details["geometry"]["bonds"], *found.details["geometry"]["angles"]):
+        for what in ("shift", "drift", "reference_drift"):
+            low, high = row[f"{what}_interval_95"]
+            assert low <= row[what] <= high
+    for side in ("reference", "rollout"):
+        density = found.details["path_density"][side]
+        share, low, high = (np.array(density[key], dtype=float) for key in ("share", "low", "high"))
+        assert share.sum() == pytest.approx(1.0, abs=1e-4)
+        known = np.isfinite(low)
+        assert known.any()
+        assert ((low <= share + 1e-6) & (share <= high + 1e-6))[known].mean() > 0.95
 
 
 def test_the_result_depends_on_the_seed_only_through_the_intervals(
@@ -164,6 +190,35 @@ def test_the_picture_is_drawn_also_where_nothing_happens(
     still = [np.repeat(x[:1], 30, 0) for x in positions(runs[0])]
     nothing = evaluate(still, still, model.molecule, 1.0, n_resamples=100)
     assert nothing.save_png(tmp_path / "b.png").is_file()
+
+
+def test_shares_are_of_time_in_regions_weighed_by_the_model() -> None:
+    where = np.array(
+        [[8.0, 2.0, 0.0], [0.0, 30.0, 10.0]]
+    )  # frames after core 0 and after core 1; the last: nowhere
+    np.testing.assert_allclose(_shares(np.array([0.5, 0.5]), where, [0, 1]), [0.4, 0.1 + 0.375])
+    # of two of three basins, which share what lies in them
+    three = np.array([[6.0, 2.0, 2.0, 0.0], [1.0, 9.0, 0.0, 0.0]])
+    shares = _shares(np.array([0.2, 0.8]), three, [0, 1])
+    np.testing.assert_allclose(shares, np.array([0.12 + 0.08, 0.04 + 0.72]) / 0.96)
+    many = _shares(np.array([[0.2, 0.8], [1.0, 0.0]]), np.stack([three, three]), [0, 1])
+    np.testing.assert_allclose(many, [shares, [0.75, 0.25]])
+    never = _shares(np.array([1.0, 0.0]), np.array([[8.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), [0, 1])
+    np.testing.assert_allclose(never, [0.8, 0.2])
+
+
+def test_a_rare_side_is_known_as_well_as_its_rarer_crossings_are() -> None:
+    """However often its basins exchange among themselves."""
+    changes = np.zeros((2, 4, 4))  # of two trajectories
+    changes[:, 0, 1] = changes[:, 1, 0] = 50.0
+    changes[:, 2, 3] = changes[:, 3, 2] = 20.0
+    changes[0, 0, 2], changes[:, 2, 0] = 1.0, 7.0
+    side: Any = SimpleNamespace(of=[0, 0, 1, 1], tally=SimpleNamespace(paths=changes))
+    stationary = np.array([0.6, 0.36, 0.03, 0.01])
+    ways = [_Side._ways(side, k, stationary).tolist() for k in range(4)]
+    assert ways == [[108.0, 107.0], [100.0, 100.0], [2.0, 0.0], [2.0, 0.0]]
+    side.of = [-1] * 4
+    assert _Side._ways(side, 3, stationary).tolist() == [40.0, 40.0]
 
 
 # --- the command ------------------------------------------------------------------------------------
@@ -213,10 +268,10 @@ def test_files_give_the_report_of_the_api(
 
 @pytest.mark.slow
 def test_without_a_rollout_one_is_made_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = ("-n", "30", "-w", "3", "--save-rollout", "made.xtc", "-o", "made.json", "-q")
+    made = ("-n", "30", "-w", "3", "--save-rollout", "made.xtc", "-o", "report.json", "-q")
     assert run(NAME, "--reference", *md(), "--topology", "md.pdb", *made) == 0
     assert capsys.readouterr().out == ""
-    data = json.loads(Path("made.json").read_text(encoding="utf-8"))
+    data = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert data["rollout"]["walkers"] == 3
     assert data["sets"]["rollout"]["n_frames"] == 3 * 31
     assert sorted(path.name for path in here.glob("made-*.xtc")) == [f"made-{k:02d}.xtc" for k in range(3)]

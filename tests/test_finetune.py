@@ -230,9 +230,7 @@ def test_fluorite_is_learned_and_nothing_is_forgotten(
     """In an eighth of the steps that `zoo finetune` takes, of half the atoms."""
     monkeypatch.setattr(recipe, "_BATCH", 700)
     out = tmp_path / "my-denoiser"
-    status = recipe.main(
-        ["denoiser-elements", "--structure", str(fluorite), "-o", str(out), "--steps", "60"]
-    )
+    status = recipe.main(["denoiser-elements", "--structure", str(fluorite), "-o", str(out), "--steps", "60"])
     assert status == 0
     sections = json.loads((out / "metrics.json").read_text())["sections"]
     rows = [row for row in sections["recovery"]["results"] if row["noise"] == 0.10]

@@ -16,6 +16,7 @@ from zoo.analysis.rates import (
     milestones,
     passage_lower_bound,
     paths,
+    significant,
     tally,
 )
 
@@ -140,6 +141,53 @@ def test_long_chains_give_their_rates_back() -> None:
         for b in range(3):
             if a != b:
                 assert direct[a, b] == pytest.approx(exact_mfpt(MATRIX, b)[a], rel=0.15)
+
+
+def test_a_way_over_a_barrier_meanwhile_changes_no_rate_on_this_side_of_it() -> None:
+    """Of long trajectories, which come back, and of short ones, which end there, alike."""
+    flows = np.array(
+        [[0.0, 6e-3, 4e-4, 0.0], [6e-3, 0.0, 0.0, 0.0], [4e-4, 0.0, 0.0, 2e-3], [0.0, 0.0, 2e-3, 0.0]]
+    )
+    populations = np.array([0.6, 0.25, 0.1, 0.05])
+    matrix = flows / populations[:, None] + np.diag(1 - flows.sum(1) / populations)
+    rng = np.random.default_rng(5)
+    for n, length in ((10, 20_000), (1000, 200)):
+        states = [walk(matrix, length, rng, rng.choice(4, p=populations)) for _ in range(n)]
+        units = [np.full(len(s), k) for k, s in enumerate(states)]
+        found = tally(states, states, units, 4, (1,), [0, 0, 1, 1])
+        time = first_passage_times(found.at_risk.sum(0), found.arrivals.sum(0))
+        assert time[3, 2] == pytest.approx(0.05 / 2e-3, rel=0.1)
+        assert time[2, 3] == pytest.approx(0.1 / 2e-3, rel=0.1)
+        assert time[0, 1] == pytest.approx(0.6 / 6e-3, rel=0.1)
+        # between groups the clock runs on: whatever is visited on the way
+    whole = first_passage_times(found.at_risk.sum(0), found.arrivals.sum(0))
+    assert np.isfinite(whole[0, 2])
+
+
+def test_processes_are_told_by_what_exchanges_and_not_by_their_rank() -> None:
+    """Two exchanges, hardly connected, about as fast as each other: in resamples either is the slower one."""
+
+    def counts(fast: float, other: float) -> np.ndarray:
+        flows = np.zeros((4, 4))
+        flows[0, 1] = flows[1, 0] = fast
+        flows[2, 3] = flows[3, 2] = other
+        flows[0, 2] = flows[2, 0] = 1.0
+        return flows + np.diag(1e4 - flows.sum(1))
+
+    plain = markov_model(counts(500.0, 400.0), 1)
+    assert plain.timescales[1] > plain.timescales[2]
+    assert set(np.flatnonzero(significant(plain.slow[1]))) == {2, 3}
+    assert set(np.flatnonzero(significant(plain.slow[2]))) == {0, 1}
+    assert set(np.flatnonzero(significant(plain.slow[0]))) == {0, 1, 2, 3}
+    none, no_way = counts(500.0, 400.0), counts(500.0, 400.0)
+    none[2:] = none[:, 2:] = 0.0
+    no_way[2, 3] = no_way[3, 2] = 0.0
+    several = np.stack([counts(500.0, 400.0), counts(400.0, 500.0), none, no_way])
+    times = markov_resamples(several, 1, plain.slow)[1]
+    np.testing.assert_allclose(times[0], plain.timescales, rtol=1e-4)
+    np.testing.assert_allclose(times[1, 1:], plain.timescales[[2, 1]], rtol=1e-3)
+    assert np.isnan(times[2, :2]).all() and times[2, 2] == pytest.approx(plain.timescales[2], rel=1e-2)
+    assert np.isinf(times[3, 1]) and np.isfinite(times[3, [0, 2]]).all()
 
 
 @pytest.mark.parametrize("length", [30, 100])

@@ -276,8 +276,8 @@ def test_two_processes_equal_one(packed: Packed, md: Path, tmp_path: Path) -> No
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for n in (1, 2):
         run = subprocess.run(
-            [sys.executable, *(launch if n == 2 else ()), "-m", "training.score_dynamics.fit", command[0], str(tmp_path / f"state-{n}"),
-             *command[1:]],
+            [sys.executable, *(launch if n == 2 else ()), "-m", "training.score_dynamics.fit", command[0],
+             str(tmp_path / f"state-{n}"), *command[1:]],
             cwd=ROOT, capture_output=True, text=True, timeout=300,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

@@ -356,7 +356,7 @@ def evaluate(
     save_rollout: Annotated[
         Path | None,
         typer.Option(
-            "--save-rollout", metavar="RUN.xtc", help="Keep the rollout, and continue it if killed."
+            "--save-rollout", metavar="RUN.xtc", help="Keep the rollout; one that is there is continued."
         ),
     ] = None,
     dihedrals: Annotated[
@@ -371,7 +371,9 @@ def evaluate(
         typer.Option("--block", metavar="PS", help="Resample blocks; 0: only whole trajectories."),
     ] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of the bootstrap.")] = 1000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT.json and OUT.png, never a rollout.")
+    ] = False,
     threads: Annotated[
         int, typer.Option("--threads", min=1, help="CPU threads; more than one only pays for large networks.")
     ] = 1,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the user asked for; times in ps."""
+    """Everything the user asked for; times in ps.  ``overwrite`` is about the report and its picture only."""
 
     checkpoint: str
     reference: tuple[Path, ...]
@@ -66,12 +66,11 @@ def run(job: Job, console: Any) -> int:
     ZooError
         One line.
     """
+    if job.save_rollout is not None:
+        _check_saved(job, job.save_rollout)
+    _check_given(job)
     check_report(job.output, job.picture, job.overwrite)
     check_extras()
-    if job.save_rollout is not None:
-        from zoo.rollout.output import check_output as check_rollout
-
-        check_rollout(job.save_rollout)
     import torch
 
     from zoo.analysis.dihedrals import choose_dihedrals
@@ -80,6 +79,8 @@ def run(job: Job, console: Any) -> int:
 
     torch.set_num_threads(1)  # threads for whole batches of walkers instead, see `roll_out`
     model = ScoreDynamics.from_pretrained(job.checkpoint)
+    steps = _longest(job)
+    _check_options(job, float(model.lag_time), steps)
     if model.family is not None:
         from zoo.analysis.trajectories import reference_molecule
 
@@ -87,6 +88,7 @@ def run(job: Job, console: Any) -> int:
     wanted = list(job.dihedrals) or None
     choose_dihedrals(model.molecule, wanted)  # before the work, not after
     md = [_reference(job, model, path) for path in job.reference]
+    _check_reference(job, md, float(model.lag_time), steps)
     made: dict[str, Any] = {}
     if job.rollout:
         runs = _given(job, model)
@@ -114,8 +116,7 @@ def run(job: Job, console: Any) -> int:
         }
         found.details["rollout"] = made or None
         tell("drawing")
-        found.save_json(job.output)
-        found.save_png(job.picture)
+        _save(found, job)
     if not job.quiet:
         show(found, console)
         console.print(f"written to {job.output} and {job.picture}", highlight=False, soft_wrap=True)
@@ -123,25 +124,180 @@ def run(job: Job, console: Any) -> int:
 
 
 def check_report(output: Path, picture: Path, overwrite: bool) -> None:
-    """That the report and the picture can be written; looks, and writes nothing.
+    """That the report and the picture can be written; leaves nothing behind.
 
     Raises
     ------
     ZooError : another suffix than .json, a folder that is missing or cannot be written, a file that is there
-        already or that is an input.
+        already.
     """
     if output.suffix.lower() != ".json":
         raise ZooError(f"cannot write {output}: name a report that ends in .json")
     folder = output.parent
-    if not folder.is_dir():
-        raise ZooError(f"cannot write {output}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ZooError(f"cannot write {output}: folder {folder} is not writable")
-    for path in (output, picture):
-        if path.is_dir():
-            raise ZooError(f"cannot write {path}: it is a folder; choose another output (-o)")
-        if path.exists() and not overwrite:
-            raise ZooError(f"{path} exists already; choose another output (-o), or --overwrite")
+    try:
+        if not folder.is_dir():
+            raise ZooError(f"cannot write {output}: there is no folder {folder}")
+        _try_writing(output)
+        for path in (output, picture):
+            if path.is_dir():
+                raise ZooError(f"cannot write {path}: it is a folder; choose another output (-o)")
+            if path.exists() and not overwrite:
+                raise ZooError(f"{path} exists already; choose another output (-o), or --overwrite")
+    except OSError as error:  # of looking: a folder that may not be searched, a name too long
+        raise ZooError(f"cannot write {output}: {error.strerror or error}; choose another") from None
+
+
+def _try_writing(path: Path) -> None:
+    """Make and remove a file beside ``path``: permissions alone say little, least of all to root."""
+    trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            trial.write_bytes(b"")
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ZooError(
+            f"cannot write {path}: no file can be made in folder {path.parent} "
+            f"({error.strerror or error}); choose another"
+        ) from None
+
+
+def _check_saved(job: Job, run: Path) -> None:
+    """That the files of the saved rollout can be written and are neither the report nor an input.
+
+    Raises
+    ------
+    ZooError : one line.
+    """
+    from zoo.rollout.output import Names, check_output
+
+    try:
+        check_output(run)
+    except OSError as error:  # of looking, as in `check_report`
+        raise ZooError(f"cannot write {run}: {error.strerror or error}; choose another") from None
+    _try_writing(run)
+    written = {_place(path) for path in Names(run, job.walkers).all()}
+    for path in (job.output, job.picture):
+        if _place(path) in written:
+            raise ZooError(
+                f"{path} is a file of the rollout that --save-rollout {run} writes; "
+                "choose another output (-o) or another --save-rollout"
+            )
+    for source in (*job.reference, *filter(None, [job.topology])):
+        if _place(source) in written:
+            raise ZooError(f"--save-rollout {run} would write over {source}; choose another --save-rollout")
+
+
+def _check_given(job: Job) -> None:
+    """That the report does not replace that of a given rollout, even with --overwrite.
+
+    Raises
+    ------
+    ZooError : one line.
+    """
+    from zoo.analysis.trajectories import own_report, rollout_files
+
+    for path in rollout_files(job.rollout):
+        own = own_report(path)
+        if own is not None and _place(own[0]) == _place(job.output):
+            raise ZooError(f"{job.output} is the report of the rollout {path}; choose another output (-o)")
+
+
+def _place(path: Path) -> str:
+    """The one name of a file, however its folder is spelled; the file itself need not be there."""
+    return str(Path(os.path.realpath(path.parent), path.name))
+
+
+def _longest(job: Job) -> int:
+    """Steps of the longest walker, at most; those of given rollouts are not known yet."""
+    if job.rollout:
+        return sys.maxsize
+    if job.save_rollout is None:
+        return job.steps
+    from zoo.rollout.errors import RolloutError
+    from zoo.rollout.output import Names
+    from zoo.rollout.state import load
+
+    with suppress(RolloutError, OSError, TypeError):  # no state yet, or a bad one, of which `roll_out` tells
+        return max(job.steps, load(Names(job.save_rollout, job.walkers).state).state.step)
+    return job.steps
+
+
+def _check_options(job: Job, lag_time: float, steps: int) -> None:
+    """What can be said against the numbers and files before anything is read.
+
+    Raises
+    ------
+    StructureError : one line.
+    """
+    from zoo.analysis.evaluation import _FEWEST_FRAMES, _check_numbers, _markov_lag
+    from zoo.analysis.trajectories import rollout_files
+
+    _check_numbers(lag_time, job.markov_lag, job.block, job.resamples)
+    _markov_lag(job.markov_lag, lag_time, steps)
+    if job.walkers * (steps + 1) < _FEWEST_FRAMES:
+        raise StructureError(
+            f"{job.walkers} walker{'s' * (job.walkers != 1)} of {steps} step{'s' * (steps != 1)} make "
+            f"{job.walkers * (steps + 1)} frames, and at least {_FEWEST_FRAMES} are needed to say anything; "
+            "ask for more steps (-n)"
+        )
+    for path in (*job.reference, *rollout_files(job.rollout)):
+        if not path.exists():
+            raise StructureError(f"{path}: there is no such file")
+
+
+def _check_reference(job: Job, md: Sequence[Read], lag_time: float, steps: int) -> None:
+    """What can be said against the MD before the rollout is made or read.
+
+    Raises
+    ------
+    StructureError : one line.
+    """
+    from zoo.analysis.evaluation import _FEWEST_FRAMES, _markov_lag
+
+    for each in md:
+        finite = np.isfinite(each.positions).all(axis=(1, 2))
+        if not finite.all():
+            frame = int(np.argmin(finite)) * each.every
+            raise StructureError(f"{each.path}, frame {frame}: coordinates that are not finite")
+    frames = sum(len(each.positions) for each in md)
+    if frames < _FEWEST_FRAMES:
+        raise StructureError(
+            f"the reference is too short: {frames} frames {lag_time:g} ps apart in all, and at least "
+            f"{_FEWEST_FRAMES} are needed to say anything; give more MD"
+        )
+    _markov_lag(job.markov_lag, lag_time, min(steps, max(len(each.positions) for each in md) - 1))
+
+
+def _save(found: Evaluation, job: Job) -> None:
+    """Write the report and the picture: both, or neither.
+
+    Raises
+    ------
+    ZooError : one of them cannot be written.
+    """
+    made = {path: path.with_name(f".{os.getpid()}{path.suffix}") for path in (job.picture, job.output)}
+    new = [path for path in made if not path.exists()]
+    try:
+        for path, partial in made.items():
+            try:
+                (found.save_png if path == job.picture else found.save_json)(partial)
+            except ZooError as error:
+                raise type(error)(str(error).replace(str(partial), str(path))) from None
+        try:
+            for path, partial in made.items():
+                os.replace(partial, path)
+        except OSError as error:
+            _remove(new)
+            raise ZooError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        _remove(made.values())
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def check_extras() -> None:
@@ -186,20 +342,24 @@ def _given(job: Job, model: Any) -> Iterator[Any]:
 def _rolled_out(job: Job, model: Any, md: Sequence[Read]) -> tuple[Iterator[Any], dict[str, Any]]:
     """A rollout from frames spread over the reference, and how it went."""
     from zoo.molecules.sources import NM
-    from zoo.rollout import roll_out
+    from zoo.rollout import RolloutError, roll_out
     from zoo.rollout_command import Job as RolloutJob
     from zoo.rollout_command import _Meter
 
     start = start_frames(model, [each.positions for each in md], job.walkers)
+    target = job.save_rollout or job.output
     as_rollout = RolloutJob(
-        job.checkpoint, job.reference[0], job.output, job.steps, job.walkers, job.seed, quiet=job.quiet
+        job.checkpoint, job.reference[0], target, job.steps, job.walkers, job.seed, quiet=job.quiet
     )
     meter = _Meter(as_rollout)
-    with meter:
-        result = roll_out(
-            model, start, job.steps, job.walkers, job.seed,
-            output=job.save_rollout, overwrite=job.overwrite, keep=True, progress=meter, threads=job.threads,
-        )  # fmt: skip
+    try:
+        with meter:
+            result = roll_out(
+                model, start, job.steps, job.walkers, job.seed,
+                output=job.save_rollout, keep=True, progress=meter, threads=job.threads,
+            )  # fmt: skip
+    except RolloutError as error:
+        raise RolloutError(_advice(str(error), target)) from None
     report = result.report
     for walker, reason in list(report.stopped.items())[:10]:
         print(f"warning: walker {walker} stopped at {reason}", file=sys.stderr)
@@ -217,6 +377,15 @@ def _rolled_out(job: Job, model: Any, md: Sequence[Read]) -> tuple[Iterator[Any]
     # A walker that stopped at once has no step to count.
     moved = (each.xyz * np.float32(NM) for each in result.trajectories if len(each) > 1)
     return moved, made
+
+
+def _advice(text: str, run: Path) -> str:
+    """What `roll_out` says, whose -o is --save-rollout here, and whose --overwrite there is not."""
+    text = text.replace(
+        "choose another output (-o), or --overwrite to start over",
+        f"choose another --save-rollout, or remove the files of {run} to start over",
+    )
+    return text.replace("choose another output (-o)", "choose another --save-rollout")
 
 
 def start_frames(model: Any, trajectories: Sequence[Any], n_walkers: int) -> Any:

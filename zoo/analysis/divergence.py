@@ -20,8 +20,8 @@ class Divergence:
     Attributes
     ----------
     value : reference against rollout; None without frames on either side.
-    floor, floor_95 : mean and 95 % quantile after exchanging whole trajectories or blocks between
-        reference and rollout at random: what chance alone gives if both are the same.
+    floor, floor_95 : mean and 95 % quantile after exchanging trajectories, or blocks of about equal length,
+        between reference and rollout at random: what chance alone gives if both are the same.
     halves, halves_95 : the same for random halves of the reference, MD against MD; each half has only
         half the frames, so this is somewhat above what more MD would give.
     """
@@ -41,14 +41,24 @@ class Divergence:
         return {**asdict(self), "ratio": self.ratio}
 
 
-def divergence(reference: Array, rollout: Array, seed: int, n_exchanges: int = 500) -> Divergence:
-    """Divergence of two sets of histograms (n_units, n_bins), with its noise floors."""
+def divergence(
+    reference: Array,
+    rollout: Array,
+    seed: int,
+    n_exchanges: int = 500,
+    alike: tuple[Array, Array] | None = None,
+) -> Divergence:
+    """Divergence of two sets of histograms (n_units, n_bins), with its noise floors.
+
+    ``alike``: the same frames in units that are about as long on both sides, which are exchanged in place of
+    the units.  Long trajectories in exchange for short ones would not leave two sets like those compared.
+    """
     if not reference.sum() or not rollout.sum():
         return Divergence(None, None, None, None, None)
     rng = np.random.default_rng([seed, 2])
     value = jensen_shannon(reference.sum(0), rollout.sum(0))
-    both = np.concatenate([reference, rollout])
-    floor = _exchanged(both, len(reference), rng, n_exchanges)
+    ours, theirs = alike or (reference, rollout)
+    floor = _exchanged(np.concatenate([ours, theirs]), len(ours), rng, n_exchanges)
     halves = _exchanged(reference, len(reference) // 2, rng, n_exchanges)
     return Divergence(value, *_summary(floor), *_summary(halves))
 

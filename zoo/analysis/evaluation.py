@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.analysis.basins import Basins, alanine_basins, automatic_basins
-from zoo.analysis.bootstrap import Estimate, estimate, tail, weighted_sums
+from zoo.analysis.bootstrap import MIN_UNITS, Estimate, estimate, tail, weighted_sums
 from zoo.analysis.dihedrals import choose_dihedrals
 from zoo.analysis.divergence import Divergence, divergence
 from zoo.analysis.geometry import Internals
@@ -27,9 +27,11 @@ from zoo.analysis.rates import (
     markov_resamples,
     passage_lower_bound,
     paths,
+    significant,
     tally,
 )
 from zoo.errors import StructureError, ZooError
+from zoo.molecules.molecule import handedness
 
 if TYPE_CHECKING:
     from zoo.molecules.molecule import Molecule
@@ -213,6 +215,7 @@ def evaluate(
     internals = Internals(molecule)
     sets: list[Measured] = []
     shift: Array | None = None
+    hands: Any = None
     for what, trajectories in (("reference", reference), ("rollout", rollout)):
         tell(f"measuring the {what}")
         iterator = iter(trajectories)
@@ -224,8 +227,9 @@ def evaluate(
             and np.shape(first)[1] == molecule.n_sites
         ):
             shift = internals.measure(np.asarray(first[:1]))[0]
+            hands = handedness(np.asarray(first[:1], dtype=np.float64), molecule.centres)[0]
         given = [] if first is None else _chain(first, iterator)
-        sets.append(measure(given, internals, chosen.quadruples, what, shift, block))
+        sets.append(measure(given, internals, chosen.quadruples, what, shift, block, hands))
     md, run = sets
     for what, each in (("reference", md), ("rollout", run)):
         if each.n_frames < _FEWEST_FRAMES:
@@ -333,7 +337,9 @@ class _Side:
         regions = [basins.regions(each) for each in data.angles]
         lags = tuple(sorted({1, lag, *(k for k in SCAN if k <= max(1, data.longest // 5))}))
         self.n = len(basins.names)
-        self.tally = tally(self.cores, regions, data.units, self.n, lags)
+        of = basins.grouped(np.arange(self.n)).tolist()
+        self.of = of if len(basins.groups) > 1 else [-1] * self.n
+        self.tally = tally(self.cores, regions, data.units, self.n, lags, self.of)
         self.groups: Tally | None = None
         if len(basins.groups) > 1:
             cores = [basins.grouped(each) for each in self.cores]
@@ -370,19 +376,23 @@ class _Side:
         return result
 
     def _within_groups(self) -> dict[tuple[str, str], Estimate]:
-        """Markov populations of the basins of each group among themselves.
+        """Populations of the basins of each group among themselves, see `_shares`.
 
         Trajectories may be too short to go from group to group, and still long enough to tell this.
         """
-        counts = self.counts(self.lag)
-        resampled = weighted_sums(self.weights, counts)
+        counts, where = self.counts(self.lag), self.tally.inside
+        resampled, weighted = weighted_sums(self.weights, counts), weighted_sums(self.weights, where)
         result: dict[tuple[str, str], Estimate] = {}
         for group, members in self.basins.groups:
             index = [self.basins.names.index(name) for name in members]
             if len(index) < 2:
                 continue
-            value = markov_model(_among(counts.sum(0), index), self.lag).stationary
-            samples = markov_resamples(_among(resampled, index), self.lag)[0]
+            value = _shares(
+                markov_model(_among(counts.sum(0), index), self.lag).stationary, where.sum(0)[index], index
+            )
+            samples = _shares(
+                markov_resamples(_among(resampled, index), self.lag)[0], weighted[:, index], index
+            )
             changes = _among(self.tally.paths, index)
             for k, name in enumerate(members):
                 ways = changes[:, :, k].sum(1) + changes[:, k, :].sum(1)
@@ -444,11 +454,12 @@ class _Side:
     ) -> tuple[list[Estimate], list[Estimate], dict[tuple[int, int], Estimate]]:
         counts = self.counts(lag)
         model = markov_model(counts.sum(0), lag)
-        stationary, timescales, mfpt = markov_resamples(weighted_sums(weights, counts), lag)
+        resampled = weighted_sums(weights, counts)
+        stationary, timescales, mfpt = markov_resamples(resampled, lag, model.slow)
         changes = self.tally.paths
         slow = []
         for k in range(self.n - 1):
-            side = model.slow[k]
+            side = significant(model.slow[k])
             across = (side[:, None] * side[None, :]) < 0
             crossings = (changes * across).sum((1, 2))
             slow.append(
@@ -458,18 +469,58 @@ class _Side:
             )
         if only_timescales:
             return [], slow, {}
-        populations = []
-        for k in range(self.n):
-            # a population needs ways in and out
-            ways = changes[:, :, k].sum(1) + changes[:, k, :].sum(1)
-            populations.append(self._estimate(model.stationary[k], stationary[:, k], ways))
+        everywhere = list(range(self.n))
+        value = _shares(model.stationary, self.tally.inside.sum(0), everywhere)
+        samples = _shares(stationary, weighted_sums(weights, self.tally.inside), everywhere)
+        populations = [
+            self._estimate(value[k], samples[:, k], self._ways(k, model.stationary)) for k in range(self.n)
+        ]
+        passages = model.mfpt.copy()
+        for group in {*self.of} - {-1}:
+            index = [k for k in range(self.n) if self.of[k] == group]
+            if len(index) > 1:
+                square = np.ix_(index, index)
+                passages[square] = markov_model(counts.sum(0)[square], lag).mfpt
+                mfpt[:, square[0], square[1]] = markov_resamples(_among(resampled, index), lag)[2]
         times = {
             (a, b): self._estimate(
-                model.mfpt[a, b] * self.interval, mfpt[:, a, b] * self.interval, self.tally.arrivals[:, a, b]
+                passages[a, b] * self.interval, mfpt[:, a, b] * self.interval, self.tally.arrivals[:, a, b]
             )
             for a, b in _pairs(self.n)
         }
         return populations, slow, times
+
+    def _ways(self, basin: int, stationary: Array) -> Array:
+        """(U,) events on which the share of a basin in all rests: changes into it and out of it.
+
+        Of a basin in a group that has less than half of all these are, if they are fewer, the changes of the
+        group, twice those of the rarer direction, for neither share nor balance comes from one of them.
+        """
+        changes = self.tally.paths
+        ways = changes[:, :, basin].sum(1) + changes[:, basin, :].sum(1)
+        mine = np.array([each == self.of[basin] for each in self.of])
+        if self.of[basin] < 0 or mine.all() or not stationary[mine].sum() < 0.5:
+            return np.asarray(ways)
+        out, back = (changes[:, a][:, :, b].sum((1, 2)) for a, b in ((mine, ~mine), (~mine, mine)))
+        rarer = 2.0 * (out if out.sum() <= back.sum() else back)
+        return np.asarray(rarer if rarer.sum() < ways.sum() else ways)
+
+
+def _shares(stationary: Array, where: Array, index: Sequence[int]) -> Array:
+    """Shares of time (..., K) in the regions ``index`` of basins.
+
+    A Markov model weighs the basins (..., K) whose cores were visited last; of the frames in which one of
+    them was, ``where`` (..., K, B + 1) counts those in each region.  The basin visited last is not always
+    that where a frame is, on the way between cores; only what lies in the regions counts, and together it is
+    1 where they leave nothing out.
+    """
+    every = where.sum(-1, keepdims=True)
+    share = np.divide(where, every, out=np.zeros_like(where), where=every > 0)
+    inside = np.einsum("...m,...mr->...r", stationary, share)[..., index]
+    if share.shape[-1] == len(index) + 1:  # of all basins: of all time, also of that in no region
+        return np.asarray(inside)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(inside / inside.sum(-1, keepdims=True))
 
 
 def _among(matrices: Array, index: Sequence[int]) -> Array:
@@ -521,9 +572,26 @@ def _maps(
                 "rollout": _free_energy(counted[1], sides[1].weights, zero, bins, len(axes)),
             }
         )
-        ours, theirs = (_coarse(each, len(axes), bins) for each in counted)
-        divergences[" ".join(names[k] for k in axes)] = divergence(ours, theirs, seed)
+        divergences[" ".join(names[k] for k in axes)] = _apart(md, run, axes, bins, counted, seed)
     return maps, divergences
+
+
+def _apart(
+    md: Measured,
+    run: Measured,
+    axes: Sequence[int],
+    bins: int,
+    counted: Sequence[Array],
+    seed: int,
+    chosen: Sequence[Sequence[Any] | None] = (None, None),
+) -> Divergence:
+    """Divergence of the histograms ``counted``, with floors."""
+    alike = (
+        md.histograms(axes, bins, chosen[0], md.no_longer_than(run)),
+        run.histograms(axes, bins, chosen[1], run.no_longer_than(md)),
+    )
+    ours, theirs, *both = (_coarse(each, len(axes), bins) for each in (*counted, *alike))
+    return divergence(ours, theirs, seed, alike=(both[0], both[1]))
 
 
 def _coarse(per_unit: Array, dimensions: int, bins: int) -> Array:
@@ -560,9 +628,30 @@ def _free_energy(per_unit: Array, weights: Array, zero: float, bins: int, dimens
     }
 
 
-def _table(values: Array, shape: tuple[int, ...]) -> Any:
+def _density(per_unit: Array, weights: Array, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Frames in each bin, the share of all in each, and its interval: like `_free_energy`."""
+    frames = per_unit.sum(0)
+    share, low, high = (np.full(len(frames), np.nan) for _ in range(3))
+    if frames.sum():
+        share = frames / frames.sum()
+        seen = np.flatnonzero((per_unit > 0).sum(0) >= min(3, len(per_unit)))
+        if len(seen) and len(per_unit) >= MIN_UNITS:
+            with np.errstate(invalid="ignore"):
+                samples = (weights @ per_unit[:, seen]) / (weights @ per_unit.sum(1))[:, None]
+            samples = np.sort(samples[np.isfinite(samples).all(1)], axis=0)
+            k = int(np.floor(tail(len(per_unit)) * (len(samples) - 1)))
+            low[seen], high[seen] = samples[k], samples[len(samples) - 1 - k]
+    return {
+        "share": _table(share, shape, 7),
+        "low": _table(low, shape, 7),
+        "high": _table(high, shape, 7),
+        "frames": frames.astype(int).reshape(shape).tolist(),
+    }
+
+
+def _table(values: Array, shape: tuple[int, ...], digits: int = 4) -> Any:
     """Nested lists with null for what is not finite."""
-    plain = [round(float(v), 4) if np.isfinite(v) else None for v in values]
+    plain = [round(float(v), digits) if np.isfinite(v) else None for v in values]
     if len(shape) == 1:
         return plain
     return [plain[k * shape[1] : (k + 1) * shape[1]] for k in range(shape[0])]
@@ -579,7 +668,7 @@ def _path_density(
     """
     axes = (0, 1) if len(sides[0].data.angles[0].T) > 1 else (0,)
     bins = BINS_2D if len(axes) == 2 else BINS_1D
-    counted, numbers = [], []
+    counted, numbers, choices = [], [], []
     grouped = all(side.groups is not None and side.groups.paths.sum() >= _ENOUGH_PATHS for side in sides)
     for data, side in zip((md, run), sides, strict=True):
         chosen, number = [], 0
@@ -595,16 +684,13 @@ def _path_density(
             np.add.at(edge, last + 1, -1)
             chosen.append(np.cumsum(edge[:-1]) > 0)
         numbers.append(number)
+        choices.append(chosen)
         counted.append(data.histograms(axes, bins, chosen))
     shape = (bins,) * len(axes)
-    density = {
-        "between": "groups" if grouped else "basins",
-        "bins": bins,
-        "reference": {"paths": numbers[0], "frames": counted[0].sum(0).astype(int).reshape(shape).tolist()},
-        "rollout": {"paths": numbers[1], "frames": counted[1].sum(0).astype(int).reshape(shape).tolist()},
-    }
-    ours, theirs = (_coarse(each, len(axes), bins) for each in counted)
-    return density, divergence(ours, theirs, seed)
+    density: dict[str, Any] = {"between": "groups" if grouped else "basins", "bins": bins}
+    for what, per_unit, number, side in zip(("reference", "rollout"), counted, numbers, sides, strict=True):
+        density[what] = {"paths": number, **_density(per_unit, side.weights, shape)}
+    return density, _apart(md, run, axes, bins, counted, seed, choices)
 
 
 def _scan(sides: Sequence[_Side], interval: float, longest: int) -> list[dict[str, Any]]:

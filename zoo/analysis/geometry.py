@@ -75,8 +75,10 @@ class Geometry:
     ----------
     n, total, squares : frames, and (n_internals,) sums and sums of squares, of the whole trajectory.
     first, last : (n_internals,) means over its first and its last quarter.
-    inverted_stereocentres, inverted_centres : frames in which a stereocentre, or any tetrahedral centre,
-        has another handedness than in the first frame of the trajectory, summed over centres.
+    inverted_stereocentres : frames in which a stereocentre has another handedness than it should have,
+        summed over centres.
+    inverted_centres : the same of all tetrahedral centres; of those that are no stereocentres the handedness
+        is that of how equal atoms are numbered, and the first frame of the trajectory has the right one.
     flips : changes of handedness of stereocentres from one frame to the next.
     """
 
@@ -90,11 +92,14 @@ class Geometry:
     flips: int
 
 
-def measure_geometry(positions: Any, internals: Internals, shift: Array | None = None) -> Geometry:
+def measure_geometry(
+    positions: Any, internals: Internals, shift: Array | None = None, hands: Any = None
+) -> Geometry:
     """The geometry of one trajectory (n_frames, n_sites, 3) Å.
 
     ``shift`` (n_internals,) is subtracted before summing, lest squares of large numbers eat the digits;
-    use the same one for all trajectories that are put together.
+    use the same one for all trajectories that are put together.  ``hands`` (n_centres,) is the right
+    handedness of the stereocentres; without it that of the first frame is.
     """
     molecule = internals.molecule
     n = len(positions)
@@ -116,12 +121,13 @@ def measure_geometry(positions: Any, internals: Internals, shift: Array | None =
         first += values[number < quarter].sum(0)
         last += values[number >= n - quarter].sum(0)
         if molecule.centres:
-            hands = np.asarray(handedness(x, molecule.centres))
-            start = hands[0] if start is None else start
-            inverted += (hands != start).sum(0)
-            steps = hands if before is None else np.concatenate([before[None], hands])
+            now = np.asarray(handedness(x, molecule.centres))
+            if start is None:
+                start = now[0] if hands is None else np.where(is_stereo, hands, now[0])
+            inverted += (now != start).sum(0)
+            steps = now if before is None else np.concatenate([before[None], now])
             flips += int((steps[1:] != steps[:-1])[:, is_stereo].sum())
-            before = hands[-1]
+            before = now[-1]
     return Geometry(
         n, total, squares, first / quarter, last / quarter,
         int(inverted[is_stereo].sum()), int(inverted.sum()), flips,

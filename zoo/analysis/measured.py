@@ -66,13 +66,28 @@ class Measured:
         """(n_resamples, n_units), see `zoo.analysis.bootstrap.resample`."""
         return resample(self.n_units, n_resamples, seed, stream)
 
-    def histograms(self, axes: Sequence[int], n_bins: int, chosen: Sequence[Any] | None = None) -> Array:
+    def no_longer_than(self, other: Measured) -> list[IntArray]:
+        """Units like `units`, but cut to about the length of another set's where they are longer."""
+        wanted = other.n_frames / other.n_units
+        if self.n_frames / self.n_units <= 1.5 * wanted:
+            return self.units
+        return cut([len(each) for each in self.angles], max(1, round(wanted)))[0]
+
+    def histograms(
+        self,
+        axes: Sequence[int],
+        n_bins: int,
+        chosen: Sequence[Any] | None = None,
+        units: Sequence[IntArray] | None = None,
+    ) -> Array:
         """(n_units, n_bins**len(axes)) counts of frames in periodic bins of these dihedrals.
 
-        ``chosen``: one boolean array per trajectory, of the frames that count.
+        ``chosen``: one boolean array per trajectory, of the frames that count; ``units``: other ones than
+        its own.
         """
-        result = np.zeros((self.n_units, n_bins ** len(axes)))
-        for k, (angles, unit) in enumerate(zip(self.angles, self.units, strict=True)):
+        units = self.units if units is None else units
+        result = np.zeros((int(units[-1][-1]) + 1, n_bins ** len(axes)))
+        for k, (angles, unit) in enumerate(zip(self.angles, units, strict=True)):
             cell = np.zeros(len(angles), dtype=np.int64)
             for axis in axes:
                 wrapped = (angles[:, axis] + 180.0) % 360.0
@@ -89,13 +104,14 @@ def measure(
     what: str,
     shift: Array | None = None,
     block_steps: int | None = None,
+    hands: Any = None,
 ) -> Measured:
     """Dihedrals and geometry of trajectories (n_frames, n_sites, 3) Å, one at a time, in chunks of frames.
 
     Parameters
     ----------
     what : "reference" or "rollout", for messages.
-    shift : see `measure_geometry`.
+    shift, hands : see `measure_geometry`.
     block_steps : see `cut`.
 
     Raises
@@ -128,7 +144,7 @@ def measure(
                     "finite, or atoms on top of each other"
                 )
         angles.append(np.concatenate(pieces))
-        geometry.append(measure_geometry(positions, internals, shift))
+        geometry.append(measure_geometry(positions, internals, shift, hands))
     if not angles:
         raise StructureError(f"no {what} trajectory")
     units, whole = cut([len(each) for each in angles], block_steps)

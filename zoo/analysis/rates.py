@@ -7,10 +7,14 @@ other basins counts as long as A was the last of the two.  MFPT = total time on 
 arrivals.  A trajectory that ends with the clock running still adds its time, so trajectories shorter
 than the MFPT do not bias it (the maximum-likelihood estimate for exponential waiting times under
 right-censoring; in transition path theory it is the inverse rate per time spent in the ensemble of A).
+That holds as long as other basins are left again soon.  Where a trajectory may go over a high barrier
+meanwhile, and long ones come back while short ones end there, it does not: so for A and B of one group of
+basins the clock is stopped, without an arrival, when a core of another group is entered.
 
 *Markov model.*  A reversible maximum-likelihood transition matrix between basins (Prinz et al., J. Chem.
 Phys. 134, 174105, 2011; by deeptime) at a stated lag, and the MFPT of that chain, which sees an arrival
-only if it lasts to the next multiple of the lag: it is longer than the direct one, by a lag or more.
+only if it lasts to the next multiple of the lag: it is longer than the direct one, by a lag or more.  Of
+two basins of a group it is that of the chain within the group.
 
 Both see the trajectory through cores (`milestones`): a frame outside every core belongs to the core that
 was visited last.  A trajectory that shivers on a dividing line would otherwise be counted as crossing
@@ -47,6 +51,7 @@ class Tally:
     Attributes
     ----------
     frames : (U, B) frames in each basin's region.
+    inside : (U, B, B + 1) of the frames with a core visited last, how many were in each region, or in none.
     visits : (U, B) separate stays, after removing recrossings.
     at_risk : (U, B, B) steps with the clock from A to B running.
     arrivals : (U, B, B) arrivals that stopped it.
@@ -56,6 +61,7 @@ class Tally:
     """
 
     frames: Array
+    inside: Array
     visits: Array
     at_risk: Array
     arrivals: Array
@@ -75,6 +81,7 @@ def tally(
     units: Sequence[Any],
     n_basins: int,
     lags: Sequence[int] = (1,),
+    groups: Sequence[int] | None = None,
 ) -> Tally:
     """Count along trajectories.
 
@@ -85,25 +92,32 @@ def tally(
     units : the unit that each frame belongs to, numbered from 0 over all trajectories.  What happens
         across the boundary of two blocks belongs to the block in which it begins.
     lags : steps, for the Markov models.
+    groups : (n_basins,) the group of each basin, -1 for none: first passages within a group end where it is
+        left.
     """
     n_units = max((int(np.max(u)) for u in units if len(u)), default=-1) + 1
     shape = (n_units, n_basins, n_basins)
     result = Tally(
-        np.zeros(shape[:2]), np.zeros(shape[:2]), np.zeros(shape), np.zeros(shape), np.zeros(shape),
-        np.zeros(shape), np.zeros((len(lags), *shape)), tuple(int(lag) for lag in lags),
+        np.zeros(shape[:2]), np.zeros((*shape[:2], n_basins + 1)), np.zeros(shape[:2]), np.zeros(shape),
+        np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros((len(lags), *shape)),
+        tuple(int(lag) for lag in lags),
     )  # fmt: skip
+    of = np.full(n_basins, -1, dtype=np.int64) if groups is None else np.asarray(groups, dtype=np.int64)
     for core, region, unit in zip(cores, regions, units, strict=True):
         core, region, unit = (np.asarray(each, dtype=np.int64) for each in (core, region, unit))
         known = region >= 0
         np.add.at(result.frames, (unit[known], region[known]), 1.0)
-        _stays(result, milestones(core), unit)
-        _passages(result, core, unit, n_basins)
+        state = milestones(core)
+        after = state >= 0
+        np.add.at(result.inside, (unit[after], state[after], region[after]), 1.0)  # -1 is the last
+        _stays(result, state, unit)
+        _passages(result, core, unit, of)
         first, last = paths(core)
         at = (unit[first], core[first], core[last])
         np.add.at(result.paths, at, 1.0)
         np.add.at(result.path_steps, at, (last - first).astype(np.float64))
         for k, lag in enumerate(result.lags):
-            _transitions(result.counts[k], milestones(core), unit, lag)
+            _transitions(result.counts[k], state, unit, lag)
     return result
 
 
@@ -123,10 +137,16 @@ def _stays(result: Tally, state: IntArray, unit: IntArray) -> None:
     np.add.at(result.visits, (unit[begins], state[begins]), 1.0)
 
 
-def _passages(result: Tally, core: IntArray, unit: IntArray, n_basins: int) -> None:
+def _passages(result: Tally, core: IntArray, unit: IntArray, groups: IntArray) -> None:
+    n_basins = len(groups)
+    elsewhere = n_basins  # a core of another group, for basins that share one
+    group = np.where(core >= 0, groups[core], -1)
     for a in range(n_basins):
         for b in range(a + 1, n_basins):
-            latest = milestones(np.where((core == a) | (core == b), core, -1))
+            seen = np.where((core == a) | (core == b), core, -1)
+            if groups[a] == groups[b] >= 0:
+                seen = np.where((group >= 0) & (group != groups[a]), elsewhere, seen)
+            latest = milestones(seen)
             now, after, where = latest[:-1], latest[1:], unit[:-1]
             for source, target in ((a, b), (b, a)):
                 running = now == source
@@ -176,7 +196,8 @@ class MarkovFigures:
         all connected, for then the data do not tell how they balance.
     timescales : (B - 1,) implied timescales, slowest first; infinite for exchange that was not seen.
     mfpt : (B, B) mean first-passage times; infinite between basins that are not connected.
-    slow : (B - 1, B) sign of the eigenvector of each process: which basins exchange; 0 if not known.
+    slow : (B - 1, B) right eigenvector of each process times the root of the populations, whose signs tell
+        which basins exchange; 0 if not known.
     """
 
     stationary: Array
@@ -214,7 +235,7 @@ def markov_model(counts: Any, lag: int) -> MarkovFigures:
         vectors = np.asarray(model.eigenvectors_right(), dtype=np.float64)
         for k, timescale in enumerate(model.timescales()):
             sides = np.zeros(n)
-            sides[inside] = np.sign(vectors[:, k + 1])
+            sides[inside] = vectors[:, k + 1] * np.sqrt(model.stationary_distribution)
             processes.append((lag * float(timescale), sides))
         for i, a in enumerate(inside):
             for j, b in enumerate(inside):
@@ -227,11 +248,16 @@ def markov_model(counts: Any, lag: int) -> MarkovFigures:
     return MarkovFigures(stationary, timescales, mfpt, slow)
 
 
-def markov_resamples(counts: Array, lag: int) -> tuple[Array, Array, Array]:
+def markov_resamples(counts: Array, lag: int, slow: Array | None = None) -> tuple[Array, Array, Array]:
     """Stationary populations, timescales and mean first-passage times of (R, B, B) count matrices.
 
     The same as `markov_model` on each, with the linear algebra of all at once; shapes (R, B),
     (R, B - 1) and (R, B, B), steps.
+
+    ``slow``: eigenvectors of a `MarkovFigures`.  Timescales are then those of the same processes, told by
+    the overlap of their eigenvectors, and not those of the same rank, for which resamples in which two of
+    them are in the other order would tell of both at once.  A process is NaN in a resample without basins
+    of one of its sides, and infinite in one with both, which did not exchange.
     """
     r, n, _ = counts.shape
     stationary, timescales = np.full((r, n), np.nan), np.full((r, max(n - 1, 0)), np.inf)
@@ -243,6 +269,7 @@ def markov_resamples(counts: Array, lag: int) -> tuple[Array, Array, Array]:
     for members in alike.values():
         rows, some = np.array(members, dtype=np.int64), counts[members[0]]
         times = [np.zeros((len(rows), 0))]
+        vectors, weights = [np.zeros((len(rows), 0, n))], np.zeros((len(rows), n))
         for inside in connected_sets(some):
             balanced = _holds_all(some, inside)
             if balanced:
@@ -251,15 +278,50 @@ def markov_resamples(counts: Array, lag: int) -> tuple[Array, Array, Array]:
             if len(inside) < 2:
                 continue
             matrices = _reversible(counts[np.ix_(rows, inside, inside)])
-            populations, found = _spectrum(matrices, lag)
+            populations, found, right = _spectrum(matrices, lag)
             times.append(found)
+            padded = np.zeros((*found.shape, n))
+            padded[:, :, inside] = right
+            vectors.append(padded)
+            weights[:, inside] = populations
             if balanced:
                 stationary[np.ix_(rows, inside)] = populations
             mfpt[np.ix_(rows, inside, inside)] = lag * _hitting_times(matrices)
-        known = -np.sort(-np.concatenate(times, axis=1), axis=1)
-        if known.shape[1]:
-            timescales[rows, n - 1 - known.shape[1] :] = known
+        known = np.concatenate(times, axis=1)
+        if slow is not None:
+            seen = (some.sum(0) + some.sum(1)) > 0
+            timescales[rows] = _matched(known, np.concatenate(vectors, axis=1), weights, seen, slow)
+        elif known.shape[1]:
+            timescales[rows, n - 1 - known.shape[1] :] = -np.sort(-known, axis=1)
     return stationary, timescales, mfpt
+
+
+def _matched(times: Array, vectors: Array, weights: Array, seen: Any, slow: Array) -> Array:
+    """(R, B - 1) timescales in the order of the processes ``slow`` (B - 1, B).
+
+    ``times`` (R, K) and ``vectors`` (R, K, B) of the resamples, ``weights`` (R, B) of their basins; ``seen``
+    (B,) says which basins these visited.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    wanted, slow = slow, significant(slow)
+    both = ((slow > 0) & seen).any(1) & ((slow < 0) & seen).any(1)
+    known = (slow != 0).any(1)
+    result = np.tile(np.where(both | ~known, np.inf, np.nan), (len(times), 1))
+    processes = np.flatnonzero(known)
+    for k in range(len(times)):
+        scaled = vectors[k] * np.sqrt(weights[k])
+        like = wanted[processes]
+        size = np.linalg.norm(like, axis=1)[:, None] * np.linalg.norm(scaled, axis=1)[None, :]
+        overlap = np.abs(like @ scaled.T) / np.maximum(size, 1e-300)
+        mine, theirs = linear_sum_assignment(-overlap)
+        result[k, processes[mine]] = times[k, theirs]
+    return result
+
+
+def significant(slow: Array) -> Array:
+    """The vectors of `MarkovFigures.slow` (..., B) without the basins that hardly take part."""
+    return np.where(np.abs(slow) > 0.05 * np.abs(slow).max(-1, keepdims=True), slow, 0.0)
 
 
 def connected_sets(counts: Any) -> list[IntArray]:
@@ -299,8 +361,10 @@ def _reversible(counts: Array) -> Array:
     return np.stack([_transition_matrix(c) for c in counts])
 
 
-def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array]:
-    """Stationary populations and timescales of reversible matrices (R, n, n)."""
+def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array, Array]:
+    """Stationary populations, timescales, slowest first, and right eigenvectors of these processes, of
+    reversible matrices (R, n, n): (R, n), (R, n - 1) and (R, n - 1, n).
+    """
     n = matrices.shape[-1]
     ones = np.ones((len(matrices), n, 1))
     # pi (I - T + 1 1^T) = 1^T
@@ -308,10 +372,11 @@ def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array]:
     populations: Array = np.asarray(np.linalg.solve(left, ones)[..., 0], dtype=np.float64)
     root = np.sqrt(np.maximum(populations, 1e-300))
     symmetric = root[:, :, None] * matrices / root[:, None, :]
-    values = np.sort(np.linalg.eigvalsh(0.5 * (symmetric + symmetric.transpose(0, 2, 1))), axis=1)[:, ::-1]
+    values, vectors = np.linalg.eigh(0.5 * (symmetric + symmetric.transpose(0, 2, 1)))  # ascending
+    values, vectors = values[:, ::-1], vectors[:, :, ::-1] / root[:, :, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         times: Array = np.asarray(-lag / np.log(np.minimum(np.abs(values[:, 1:]), 1.0)), dtype=np.float64)
-    return populations, times
+    return populations, times, np.asarray(vectors[:, :, 1:].transpose(0, 2, 1))
 
 
 def _hitting_times(matrices: Array) -> Array:

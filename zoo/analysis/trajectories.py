@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -147,20 +149,56 @@ def read_rollout(path: Path, molecule: Molecule, lag_time: float) -> Read:
     """
     if not path.exists():
         raise StructureError(f"{path}: there is no such file")
-    topology = molecule.topology()
+    timed = path.suffix.lower() in _TIMED
+    own = None if timed else own_report(path)
+    if own is not None and not math.isclose(own[1], lag_time, rel_tol=_TOLERANCE):
+        raise StructureError(
+            f"{path} has frames every {own[1]:g} ps, says {own[0]}, and the checkpoint takes steps of "
+            f"{lag_time:g} ps; give the output of zoo rollout with this checkpoint"
+        )
+    topology = None if path.suffix.lower() in _WITH_ATOMS else molecule.topology()
     parts, times = [], []
-    for chunk in _frames(path, None if path.suffix.lower() in _WITH_ATOMS else topology, _CHUNK):
-        names = [atom.name for atom in chunk.topology.atoms]
-        if names != list(molecule.site_names):
-            raise StructureError(
-                f"{path} holds {len(names)} atoms that are not the {molecule.n_sites} the checkpoint moves "
-                f"({', '.join(molecule.site_labels)}); give the output of zoo rollout with this checkpoint"
-            )
-        parts.append(np.asarray(chunk.xyz, dtype=np.float32) * np.float32(NM))
-        times.append(np.asarray(chunk.time, dtype=np.float64))
-    if path.suffix.lower() in _TIMED:
+    try:
+        for chunk in _frames(path, topology, _CHUNK):
+            names = [atom.name for atom in chunk.topology.atoms]
+            if names != list(molecule.site_names):
+                raise _OtherAtomsError(path, len(names), molecule.n_sites)
+            parts.append(np.asarray(chunk.xyz, dtype=np.float32) * np.float32(NM))
+            times.append(np.asarray(chunk.time, dtype=np.float64))
+    except _OtherAtomsError as error:
+        raise StructureError(
+            f"{path} holds {error.n_atoms} atoms that are not the {molecule.n_sites} the checkpoint moves "
+            f"({', '.join(molecule.site_labels)}); give the output of zoo rollout with this checkpoint"
+        ) from None
+    if timed:
         _even(np.concatenate(times), lag_time, path)
     return _checked(path, np.concatenate(parts), 1, lag_time)
+
+
+def own_report(path: Path) -> tuple[Path, float] | None:
+    """The report that `zoo rollout` wrote beside a trajectory, and the ps between frames by it, if any."""
+    run = re.sub(r"-[0-9]{2,}$", "", path.stem)  # run-00.dcd is walker 0 of the run of run.json
+    for report in (path.with_name(f"{stem}.json") for stem in (path.stem, run)):
+        step = _reported(report, path.suffix)
+        if step is not None:
+            return report, step
+    return None
+
+
+def _reported(report: Path, suffix: str) -> float | None:
+    """The lag time in the report of a rollout whose files have this suffix; None if it is nothing such."""
+    try:
+        data = json.loads(report.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or isinstance(data["lag_time_ps"], bool | str):
+            return None
+        step = float(data["lag_time_ps"])
+        # beside run.xtc, run.dcd is something that the user made of it, maybe with fewer frames
+        files = [Path(each).suffix.lower() for each in data.get("files") or []]
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    if files and suffix.lower() not in files:
+        return None
+    return step if math.isfinite(step) and step > 0 else None
 
 
 def rollout_files(given: Sequence[Path]) -> list[Path]:
@@ -178,6 +216,29 @@ def rollout_files(given: Sequence[Path]) -> list[Path]:
 def _walker(path: Path, run: Path) -> int | None:
     number = path.stem.removeprefix(f"{run.stem}-") if path.stem.startswith(f"{run.stem}-") else ""
     return int(number) if number.isascii() and number.isdigit() else None
+
+
+class _OtherAtomsError(StructureError):
+    """A file whose number of atoms is not that of its topology."""
+
+    def __init__(self, path: Path, n_atoms: int, expected: int) -> None:
+        self.n_atoms = n_atoms
+        super().__init__(f"{path} has {n_atoms} atoms and its topology {expected}")
+
+
+def _n_atoms(path: Path) -> int | None:
+    """Atoms in the first frame of a trajectory; None if that cannot be told without a topology."""
+    import mdtraj
+
+    try:
+        with mdtraj.open(str(path)) as file:
+            frame = file.read(n_frames=1)
+    except MemoryError:
+        raise
+    except Exception:  # as in `_frames`, which tells what is wrong
+        return None
+    shape = np.shape(frame[0] if isinstance(frame, tuple) else frame)
+    return shape[1] if len(shape) == 3 and shape[0] else None
 
 
 def _frames(
@@ -201,6 +262,10 @@ def _frames(
     except MemoryError:
         raise
     except Exception as error:  # MDTraj's readers raise whatever they like
+        # MDTraj's own words for this are about the shapes of arrays
+        n_atoms = None if topology is None else _n_atoms(path)
+        if topology is not None and n_atoms is not None and n_atoms != topology.n_atoms:
+            raise _OtherAtomsError(path, n_atoms, topology.n_atoms) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise StructureError(f"{path} cannot be read as a trajectory: {reason[:300]}") from None
     if not seen:

@@ -187,10 +187,11 @@ def _run(args: argparse.Namespace) -> int:
             args.checkpoint,
             "barriers",
             table,
-            command=f"python -m training.benchmarks.barriers {args.checkpoint} --releases {args.releases} "
+            command=f"python -m training.benchmarks.barriers {model.name} --releases {args.releases} "
             f"--blocks {names} --resamples {args.resamples} --seed {args.seed}",
             seed=args.seed,
             extra={
+                "walkers": len({b.name[: len("flat-00")] for b in blocks}),
                 "stretches": data.n_units,
                 "seen_every_ps": lag,
                 "visited": len(data.visited),

@@ -2,8 +2,8 @@
 
 Walkers are on the barrier most of the time, for what happens there decides the rates, and say little of how
 a group is shared out among its basins; plain MD goes back and forth within a group and says little of the
-barrier.  They are independent simulations.  What they count differs a little: of walkers the share of time in
-the region of a basin, of plain MD (as of the rollout) that of a Markov model of which core was visited last.
+barrier.  They are independent simulations.  All shares are those of time in the region of a basin; where a
+Markov model weighs the basins, the frames are weighed by it (`zoo.analysis.evaluation`).
 
 So the share s of one of the two basins of a group is that of both: the mean on the scale of ln(s / (1 - s))
 with weights 1 / sigma^2 (the fixed-effect model of meta-analysis), where sigma is the width of the 95 %

@@ -83,7 +83,7 @@ def walk(
     threads: int,
     keep: Path | None = None,
 ) -> Rollout:
-    """A rollout that says how far it is from time to time; written to this folder, and continued if it is there."""
+    """A rollout that says how far it is; written to this folder, and continued if it is there."""
     told = [0.0]
 
     def say(at: Progress) -> None:
@@ -202,7 +202,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rollouts", type=int, default=2, metavar="N", help="2 or more (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first rollout; the others have the next")
     parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="write the rollouts here, and continue those that are there"
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="write the rollouts here, and continue those that are there",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder for the report and its picture")

@@ -6,8 +6,8 @@
 **Propagation.**  Start frames are taken from held-out segments; each is propagated and compared with what
 the same MD did after the same time: the Jensen-Shannon divergence of the two (phi, psi) histograms.
 **Noise floor.**  If MD and model were the same, their results could be exchanged without anybody
-noticing.  So they are exchanged, at random, for whole blocks of 100 ps of start frames at a time (frames
-within a block share one continuation and are not independent), and the divergence is computed again,
+noticing.  So they are exchanged, at random, for whole blocks of about 100 ps of start frames at a time
+(frames within a block share one continuation and are not independent), and the divergence is computed again,
 many times: the mean is what chance alone gives.  Next to it stands the divergence between the
 continuations of MD from even and from odd blocks: MD against MD, but only half as many frames each and
 not quite the same starts.
@@ -71,10 +71,10 @@ def starts(
         first.append(x[index])
         for t in times:
             later[t].append(x[index + round(t / segment.dt)])
-        # A tenth of a frame more, lest the first frame of a block fall just short of it by rounding.
-        block = ((index + 0.1) * segment.dt // BLOCK).astype(np.int64)
-        blocks.append(block + n_blocks)
-        n_blocks += int(block.max(initial=-1)) + 1
+        # equal ones of about that length: one of what is left over would weigh as much as the others
+        n = max(1, round(len(index) * every / BLOCK)) if len(index) else 0
+        blocks.append(np.arange(len(index)) * n // max(len(index), 1) + n_blocks)
+        n_blocks += n
     if n_blocks < 2:
         raise ZooError(
             f"{len(segments)} segments hold {n_blocks} blocks of {BLOCK:g} ps with the MD of the next "

@@ -214,7 +214,7 @@ def _tell(args: argparse.Namespace, checkpoint: str, rows: Sequence[dict[str, An
         print(f"{key}: {value if value is None else format(value, '.3g')}")
     if args.record:
         options = f"--walkers {args.walkers} --seconds {args.seconds:g} --rounds {args.rounds}"
-        command = f"python -m training.benchmarks.wallclock FOLDER {options}"
+        command = f"python -m training.benchmarks.wallclock {Path(checkpoint).name} {options}"
         record(checkpoint, "wallclock", rows, command=command, seed=0, extra=extra)
 
 
