@@ -314,6 +314,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--reference", "md-00.xtc", "--topology", "md.pdb", "--rollout", "gone.xtc"], "gone.xtc"),
     (["--reference", "md-00.xtc", "--topology", "md.pdb", "--rollout", "md-00.xtc"], "md-00.xtc"),
     (["--reference", "md-00.xtc", "--topology", "md.pdb", "--markov-lag", "0.3"], "lag"),
+    (["--reference", "md-00.xtc", "--topology", "md.pdb", "--save-rollout", "new.xtc"], "give one"),
 ]
 
 

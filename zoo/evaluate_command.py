@@ -67,6 +67,10 @@ def run(job: Job, console: Any) -> int:
         One line.
     """
     if job.save_rollout is not None:
+        if job.rollout:
+            raise ZooError(
+                "--save-rollout is for a rollout that is made here, and --rollout names one: give one"
+            )
         _check_saved(job, job.save_rollout)
     _check_given(job)
     check_report(job.output, job.picture, job.overwrite)
@@ -230,15 +234,15 @@ def _check_options(job: Job, lag_time: float, steps: int) -> None:
     ------
     StructureError : one line.
     """
-    from zoo.analysis.evaluation import _FEWEST_FRAMES, _check_numbers, _markov_lag
+    from zoo.analysis.evaluation import FEWEST_FRAMES, check_numbers, markov_lag_steps
     from zoo.analysis.trajectories import rollout_files
 
-    _check_numbers(lag_time, job.markov_lag, job.block, job.resamples)
-    _markov_lag(job.markov_lag, lag_time, steps)
-    if job.walkers * (steps + 1) < _FEWEST_FRAMES:
+    check_numbers(lag_time, job.markov_lag, job.block, job.resamples)
+    markov_lag_steps(job.markov_lag, lag_time, steps)
+    if job.walkers * (steps + 1) < FEWEST_FRAMES:
         raise StructureError(
             f"{job.walkers} walker{'s' * (job.walkers != 1)} of {steps} step{'s' * (steps != 1)} make "
-            f"{job.walkers * (steps + 1)} frames, and at least {_FEWEST_FRAMES} are needed to say anything; "
+            f"{job.walkers * (steps + 1)} frames, and at least {FEWEST_FRAMES} are needed to say anything; "
             "ask for more steps (-n)"
         )
     for path in (*job.reference, *rollout_files(job.rollout)):
@@ -253,7 +257,7 @@ def _check_reference(job: Job, md: Sequence[Read], lag_time: float, steps: int) 
     ------
     StructureError : one line.
     """
-    from zoo.analysis.evaluation import _FEWEST_FRAMES, _markov_lag
+    from zoo.analysis.evaluation import FEWEST_FRAMES, markov_lag_steps
 
     for each in md:
         finite = np.isfinite(each.positions).all(axis=(1, 2))
@@ -261,12 +265,12 @@ def _check_reference(job: Job, md: Sequence[Read], lag_time: float, steps: int) 
             frame = int(np.argmin(finite)) * each.every
             raise StructureError(f"{each.path}, frame {frame}: coordinates that are not finite")
     frames = sum(len(each.positions) for each in md)
-    if frames < _FEWEST_FRAMES:
+    if frames < FEWEST_FRAMES:
         raise StructureError(
             f"the reference is too short: {frames} frames {lag_time:g} ps apart in all, and at least "
-            f"{_FEWEST_FRAMES} are needed to say anything; give more MD"
+            f"{FEWEST_FRAMES} are needed to say anything; give more MD"
         )
-    _markov_lag(job.markov_lag, lag_time, min(steps, max(len(each.positions) for each in md) - 1))
+    markov_lag_steps(job.markov_lag, lag_time, min(steps, max(len(each.positions) for each in md) - 1))
 
 
 def _save(found: Evaluation, job: Job) -> None:

@@ -46,7 +46,7 @@ MARKOV_LAG = 5.0
 SCAN = (1, 2, 5, 10, 20, 50)
 #: Resamples of the scan: each lag needs its own models.
 _SCAN_RESAMPLES = 300
-_FEWEST_FRAMES = 20
+FEWEST_FRAMES = 20
 _ENOUGH_PATHS = 10
 
 
@@ -208,7 +208,7 @@ def evaluate(
         basins for another number of dihedrals; impossible numbers.
     MissingExtraError : deeptime is not installed.
     """
-    _check_numbers(interval_ps, markov_lag_ps, block_ps, n_resamples)
+    check_numbers(interval_ps, markov_lag_ps, block_ps, n_resamples)
     tell = progress or (lambda what: None)
     chosen = choose_dihedrals(molecule, dihedrals)
     block = None if block_ps is None else (0 if block_ps == 0 else max(1, round(block_ps / interval_ps)))
@@ -232,10 +232,10 @@ def evaluate(
         sets.append(measure(given, internals, chosen.quadruples, what, shift, block, hands))
     md, run = sets
     for what, each in (("reference", md), ("rollout", run)):
-        if each.n_frames < _FEWEST_FRAMES:
+        if each.n_frames < FEWEST_FRAMES:
             raise StructureError(
                 f"the {what} is too short: {each.n_frames} frames {interval_ps:g} ps apart in all, and at "
-                f"least {_FEWEST_FRAMES} are needed to say anything"
+                f"least {FEWEST_FRAMES} are needed to say anything"
             )
     if basins is None:
         basins = (
@@ -247,7 +247,7 @@ def evaluate(
         raise StructureError(
             f"the basins are boxes in {basins.n_dihedrals} dihedrals, and there are {len(chosen.names)}"
         )
-    lag = _markov_lag(markov_lag_ps, interval_ps, min(md.longest, run.longest))
+    lag = markov_lag_steps(markov_lag_ps, interval_ps, min(md.longest, run.longest))
     tell("counting")
     sides = [
         _Side(each, basins, interval_ps, lag, n_resamples, seed, stream) for stream, each in enumerate(sets)
@@ -284,7 +284,7 @@ def evaluate(
     return Evaluation(quantities, divergences, details)
 
 
-def _check_numbers(
+def check_numbers(
     interval_ps: float, markov_lag_ps: float | None, block_ps: float | None, n_resamples: int
 ) -> None:
     if not (math.isfinite(interval_ps) and interval_ps > 0):
@@ -306,7 +306,7 @@ def _chain(first: Any, rest: Iterable[Any]) -> Iterable[Any]:
     yield from rest
 
 
-def _markov_lag(wanted: float | None, interval: float, longest: int) -> int:
+def markov_lag_steps(wanted: float | None, interval: float, longest: int) -> int:
     lag = max(1, round((MARKOV_LAG if wanted is None else wanted) / interval))
     if wanted is None:
         return min(lag, max(1, longest // 4))

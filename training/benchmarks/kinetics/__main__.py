@@ -252,9 +252,9 @@ def _run(args: argparse.Namespace) -> int:
         found.save_json(args.out / "evaluation.json")
         found.save_png(args.out / "evaluation.png")
     if args.record:
-        names = " ".join(args.segments)
+        folders, names = " ".join(map(str, args.data)), " ".join(args.segments)
         command = (
-            f"python -m training.benchmarks.kinetics {model.name} --data md --segments {names} "
+            f"python -m training.benchmarks.kinetics {model.name} --data {folders} --segments {names} "
             f"--walkers {args.walkers} --steps {args.steps} --rollouts {n} --seed {args.seed}"
         )
         extra = {

@@ -164,7 +164,10 @@ def _run(args: argparse.Namespace) -> int:
         r is not None for r in Validity(model.molecule, model.bond_lengths, hands, model.limits).check(x)
     )
     far = float(model.out_of_distribution(x).max())
-    options = f"--data md --segments {' '.join(args.segments)} --every {args.every:g} --seed {args.seed}"
+    folders = " ".join(map(str, args.data))
+    options = (
+        f"--data {folders} --segments {' '.join(args.segments)} --every {args.every:g} --seed {args.seed}"
+    )
     command = f"python -m training.benchmarks.propagation {model.name} {options}"
     print(
         f"{len(x)} starts of {len(segments)} segments, {blocks.max() + 1} blocks; {bad} MD frames invalid, "
@@ -188,7 +191,10 @@ def _propagation(model: ScoreDynamics, args: argparse.Namespace, data: Any, comm
     rows: list[dict[str, Any]] = []
     for t in times:
         row = compare(torsions(later[t], quadruples), torsions(moved[t], quadruples), blocks, args.seed)
-        rows.append({"time_ps": t, "n_starts": len(x), "n_blocks": int(blocks.max()) + 1, **row})
+        verdict = "as by chance" if row["divergence"] <= row["floor_95"] else "more than by chance"
+        rows.append(
+            {"verdict": verdict, "time_ps": t, "n_starts": len(x), "n_blocks": int(blocks.max()) + 1, **row}
+        )
         print(
             f"{t:5.0f} ps  JS {row['divergence']:.4f}  floor {row['floor']:.4f} ({row['ratio']:.2f} x), "
             f"MD halves {row['md_halves']:.4f}"
