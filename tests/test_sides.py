@@ -18,6 +18,7 @@ from tests.barrier_chain import N, angles_of, bias, chain, walked
 from tests.small_recipe import LOOP, MD, SMALL, start
 from training.reference_md.releases import Bias, read_blocks
 from training.reference_md.segments import Record, read_segments, write_record
+from training.score_dynamics import crossings
 from training.score_dynamics import recipe as recipes
 from training.score_dynamics import sides as learning
 from training.score_dynamics.alanine_dipeptide import settled, stays_on_one_side
@@ -364,8 +365,10 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(packed: Packed, tmp_path: Pat
 
 
 def test_a_recipe_ends_in_a_checkpoint_with_sides(
-    md: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    md: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(crossings, "N_STEPS", 3)
+    monkeypatch.setattr(crossings, "FIRST", 1)
     out = tmp_path / "out"
     options = ["--data", str(md), "--out", str(out), "--steps", "2", "--log-every", "1", "--threads", "1"]
     with pytest.raises(SystemExit):
@@ -381,6 +384,7 @@ def test_a_recipe_ends_in_a_checkpoint_with_sides(
     assert recipes.main(SMALL, None, [*options, "--releases", str(RELEASES), "--blocks", "flat-00*"]) == 0
     model = ScoreDynamics.from_pretrained(out)
     assert model.sides is not None and model.config.architecture["n_labels"] == 2
+    assert any(model.sides.shift)
     training = read_metrics(out)["sections"]["training"]
     assert f"--releases {RELEASES.name} --blocks 'flat-00*'" in training["command"]
     assert training["segments"]["releases"][0].startswith("flat-00???: ")

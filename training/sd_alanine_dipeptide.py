@@ -20,7 +20,7 @@ from training.score_dynamics.recipe import main
 RECIPE = recipe_of(
     module="training.sd_alanine_dipeptide",
     name="sd-alanine-dipeptide",
-    version="1.4.0",
+    version="1.5.0",
     molecule=partial(molecule, "all"),
     backbone="site-mlp",
     architecture={"n_sites": 22, "width": 384, "depth": 4, "n_frequencies": 8},

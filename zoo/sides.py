@@ -25,6 +25,7 @@ from zoo.errors import CheckpointError
 
 Quadruple = tuple[int, int, int, int]
 
+_LARGEST_SHIFT = 3.0
 #: cos and sin of this many multiples of each torsion are what the network sees.
 _HARMONICS = 3
 
@@ -40,16 +41,23 @@ class SidesConfig:
         of these angles to the second.  (The body frame of a molecule and of its mirror image is the same, and
         may be the one in which all torsions have the other sign.)
     width : of the two hidden layers.
+    shift : added to the log odds that a step ends on the other side, of steps that begin on side 0 and on
+        side 1.  Where a propagator is less often on its way to the barrier than MD, too few steps go over it,
+        however well their probability is known; this makes up for it from where it is.
     """
 
     torsions: tuple[Quadruple, ...]
     between: tuple[float, float]
     width: int = 64
+    shift: tuple[float, float] = (0.0, 0.0)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             key: [*map(list, value)] if key == "torsions" else value for key, value in asdict(self).items()
         }
+        if not any(self.shift):  # of checkpoints that are older than it
+            del data["shift"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], n_sites: int) -> SidesConfig:
@@ -60,12 +68,13 @@ class SidesConfig:
         CheckpointError : unknown, missing or impossible values.
         """
         try:
-            unknown = sorted(set(data) - {"torsions", "between", "width"})
+            unknown = sorted(set(data) - {"torsions", "between", "width", "shift"})
             if unknown:
                 raise ValueError(f"unknown keys {', '.join(unknown)}")
             torsions = tuple(tuple(each) for each in data["torsions"])
             low, high = (float(each) for each in data["between"])
             width = data.get("width", cls.width)
+            out, back = (float(each) for each in data.get("shift", cls.shift))
             if not torsions or not all(
                 len(set(each)) == 4 and all(type(i) is int and 0 <= i < n_sites for i in each)
                 for each in torsions
@@ -73,11 +82,15 @@ class SidesConfig:
                 raise ValueError("a torsion needs four different sites")
             if not (math.isfinite(low) and math.isfinite(high) and (high - low) % 360.0 > 0):
                 raise ValueError(f"no angle is between {low} and {high}")
+            if not (abs(out) <= _LARGEST_SHIFT and abs(back) <= _LARGEST_SHIFT):
+                raise ValueError(
+                    f"shift {out}, {back} is not between -{_LARGEST_SHIFT:g} and {_LARGEST_SHIFT:g}"
+                )
             if type(width) is not int or not 0 < width <= 4096:
                 raise ValueError(f"width {width!r} is none")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"config.json: sides of a barrier are not valid: {error}") from None
-        return cls(torsions, (low, high), width)
+        return cls(torsions, (low, high), width, (out, back))
 
 
 class Sides(nn.Module):
@@ -87,7 +100,7 @@ class Sides(nn.Module):
 
     def __init__(self, config: SidesConfig) -> None:
         super().__init__()
-        self.between = config.between
+        self.between, self.shift = config.between, config.shift
         self.register_buffer("quadruples", torch.tensor(config.torsions), persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(2 * _HARMONICS * len(config.torsions), config.width), nn.SiLU(),
@@ -101,7 +114,8 @@ class Sides(nn.Module):
         """Logits (batch,) of torsions (batch, n_torsions) in radians."""
         multiples = torch.cat([k * angles for k in range(1, _HARMONICS + 1)], 1)
         logits: Tensor = self.layers(torch.cat([multiples.cos(), multiples.sin()], 1).to(self.dtype))[:, 0]
-        return logits
+        out, back = self.shift
+        return logits + torch.where(self._above(angles), -back, out).to(logits.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,8 +134,11 @@ class Sides(nn.Module):
 
     def of(self, positions: Tensor) -> Tensor:
         """(batch,) int64, 0 or 1: the side on which structures are."""
-        above: Tensor = is_between(torch.rad2deg(self.torsions(positions)[:, 0]), self.between)
-        return above.long()
+        return self._above(self.torsions(positions)).long()
+
+    def _above(self, angles: Tensor) -> Tensor:
+        above: Tensor = is_between(torch.rad2deg(angles[:, 0]), self.between)
+        return above
 
 
 def is_between(angle: Any, between: tuple[float, float]) -> Any:

@@ -23,6 +23,7 @@ from training.metrics import record
 from training.reference_md.releases import read_flattened, simulated_ps
 from training.reference_md.segments import Segment, read_segments
 from training.score_dynamics.calibration import LONGEST_LAG, calibrated
+from training.score_dynamics.crossings import fitted_shift, md_rates
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.sides import gathered, learn_sides
@@ -331,6 +332,12 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
     if fits_noise:
         print("fitting noise to the sampler and to validation MD: a minute or two", flush=True)
         config = calibrated(config, model, packed.validation, args.seed)
+    if packed.head is not None:
+        print("counting how often steps go over the barrier: some minutes", flush=True)
+        assert model.sides is not None
+        known, rates = ScoreDynamicsConfig.from_dict(config), md_rates(packed.head, model.sides)
+        shift = fitted_shift(known, model, packed.training.frames, rates, args.seed)
+        config = {**config, "sides": {**config["sides"], "shift": list(shift)}}
     save(args.out, config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
     if fits_noise:
