@@ -635,7 +635,7 @@ def test_the_benchmark_of_alkanes_uses_only_what_was_not_trained_on(
         "segment-002",
         "segment-003",
     }
-    row = evaluate_molecule(model, DATA / "butane", trained, 2, 100, 0, 1)
+    row = evaluate_molecule(model, DATA / "butane", trained, 2, 230, 0, 1)
     assert row["trained_on"] is False
     assert row["walkers_stopped"] == 0
     lines = flattened(row)

@@ -280,7 +280,8 @@ def test_the_molecule_turns(model: ScoreDynamics) -> None:
         for before, after in pairwise(walker):
             _, turn = internal(after[None], before)
             cosines.append((np.trace(turn[0]) - 1) / 2)
-    assert -0.6 < np.mean(cosines) < 0.9  # after 20 steps: neither frozen nor always upside down
+    # After 20 steps: neither frozen nor always upside down.  Of turns at random it is -1/2, here of 40.
+    assert -0.8 < np.mean(cosines) < 0.9
 
 
 # --- score and probability --------------------------------------------------------------------------
