@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.one_line import one_error
 from training.benchmarks.kinetics.__main__ import agreement
 from zoo import cli
 from zoo.analysis.evaluation import Evaluation, _shares, _Side, evaluate
@@ -286,14 +287,6 @@ def test_segments_of_reference_md_are_read_also_compact(here: Path) -> None:
     molecule = ScoreDynamics.from_pretrained(NAME).molecule
     plain, compact = (read_reference(Path(f"segment-00{k}.npz"), molecule, 1.0).positions for k in (0, 1))
     np.testing.assert_allclose(compact, plain, atol=1e-3)
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 BAD: list[tuple[list[str], str]] = [

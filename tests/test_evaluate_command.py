@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import zoo.rollout
+from tests.one_line import one_error
 from zoo import cli
 from zoo.analysis.evaluation import Evaluation
 from zoo.analysis.trajectories import read_reference, read_rollout
@@ -58,14 +59,6 @@ MD = ("--reference", "md.xtc", "--topology", "md.pdb")
 
 def run(*arguments: str) -> int:
     return cli.main(["evaluate", NAME, *arguments])
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 # --- the command ------------------------------------------------------------------------------------

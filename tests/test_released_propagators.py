@@ -222,7 +222,7 @@ def test_a_trajectory_depends_on_its_seed_and_number_alone(model: ScoreDynamics)
 @cache
 def short_run(name: str) -> Rollout:
     model = loaded(name)
-    return model.rollout(start_file(model), n_steps=100, n_walkers=8, seed=2024)
+    return model.rollout(start_file(model), n_steps=200, n_walkers=8, seed=2024)
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_a_short_run_stays_the_molecule(model: ScoreDynamics) -> None:
     assert run.report.stopped == {}
     assert run.report.redrawn_fraction < 0.02
     x = positions(run)
-    assert x.shape == (8, 101, model.molecule.n_sites, 3)
+    assert x.shape == (8, 201, model.molecule.n_sites, 3)
     pairs = np.array(model.molecule.site_bonds)
     lengths = np.linalg.norm(x[:, :, pairs[:, 0]] - x[:, :, pairs[:, 1]], axis=-1)
     # 1e-3 Å: trajectories are kept in single precision, in nm
@@ -280,8 +280,7 @@ def test_the_molecule_turns(model: ScoreDynamics) -> None:
         for before, after in pairwise(walker):
             _, turn = internal(after[None], before)
             cosines.append((np.trace(turn[0]) - 1) / 2)
-    # After 20 steps: neither frozen nor always upside down.  Of turns at random it is -1/2, here of 40.
-    assert -0.8 < np.mean(cosines) < 0.9
+    assert -0.6 < np.mean(cosines) < 0.9  # after 20 steps: neither frozen nor always upside down
 
 
 # --- score and probability --------------------------------------------------------------------------

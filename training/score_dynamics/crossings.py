@@ -18,8 +18,7 @@ import argparse
 import copy
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,11 @@ def fitted_shift(
         logits = _logits(config, denoiser, frames, side, seed)
         found.append(shift_to(logits if side == 0 else -logits, wanted[side]))
     return found[0], found[1]
+
+
+def with_shift(config: Mapping[str, Any], shift: tuple[float, float]) -> dict[str, Any]:
+    """The config of a checkpoint with this shift."""
+    return {**config, "sides": {**config["sides"], "shift": list(shift)}}
 
 
 def shift_to(log_odds: Tensor, wanted: float) -> float:
@@ -162,13 +166,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, packed = ScoreDynamics.from_pretrained(args.checkpoint), read_packed(args.data)
-    if model.sides is None or packed.head is None or model.config.sides is None:
+    if model.sides is None or packed.head is None:
         raise ZooError(f"{args.checkpoint if model.sides is None else args.data} knows no sides of a barrier")
     assert isinstance(model.denoiser, ConditionalDenoiser)
-    plain = replace(model.config, sides={k: v for k, v in model.config.sides.items() if k != "shift"})
-    model.sides.shift = (0.0, 0.0)
+    model.sides.shift = (0.0, 0.0)  # what is fitted is all of it
     rates = md_rates(packed.head, model.sides)
-    shift = fitted_shift(plain, model.denoiser, packed.training.frames, rates, args.seed)
+    shift = fitted_shift(model.config, model.denoiser, packed.training.frames, rates, args.seed)
     print(
         f"steps over the barrier in MD: {rates[0]:.3g} and {rates[1]:.3g} of all; "
         f"shift {shift[0]:g}, {shift[1]:g}"
@@ -183,9 +186,8 @@ def main(argv: list[str] | None = None) -> int:
 def write_shift(folder: Path, shift: tuple[float, float], command: str) -> None:
     """Put the shift into the config of a checkpoint; of its metrics what tells of the training goes on."""
     told = read_metrics(folder)["sections"]["training"]
-    config = read_config(folder)
     path = folder / CONFIG
-    write_text(path, to_json({**config, "sides": {**config["sides"], "shift": list(shift)}}, path))
+    write_text(path, to_json(with_shift(read_config(folder), shift), path))
     carry(folder, "training", {**told, "shift_by": command})
 
 

@@ -23,7 +23,7 @@ from training.metrics import record
 from training.reference_md.releases import read_flattened, simulated_ps
 from training.reference_md.segments import Segment, read_segments
 from training.score_dynamics.calibration import LONGEST_LAG, calibrated
-from training.score_dynamics.crossings import fitted_shift, md_rates
+from training.score_dynamics.crossings import fitted_shift, md_rates, with_shift
 from training.score_dynamics.fit import LEARNING_RATE, add_arguments, fit, loop_config, printed
 from training.score_dynamics.packed import NoiseConfig, Packed, read_packed, write_packed
 from training.score_dynamics.sides import gathered, learn_sides
@@ -337,7 +337,7 @@ def _run(recipe: Recipe, args: argparse.Namespace, state: Path) -> int:
         assert model.sides is not None
         known, rates = ScoreDynamicsConfig.from_dict(config), md_rates(packed.head, model.sides)
         shift = fitted_shift(known, model, packed.training.frames, rates, args.seed)
-        config = {**config, "sides": {**config["sides"], "shift": list(shift)}}
+        config = with_shift(config, shift)
     save(args.out, config, model.state_dict())
     result = summary(packed, rows, n_parameters, loop.precision, args.threads)
     if fits_noise:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from zoo.analysis.geometry import Internals
 from zoo.analysis.geometry_report import geometry_report
 from zoo.analysis.measured import Measured, measure
 from zoo.analysis.rates import (
+    MarkovFigures,
     Tally,
     first_passage_times,
     markov_model,
@@ -380,24 +382,31 @@ class _Side:
 
         Trajectories may be too short to go from group to group, and still long enough to tell this.
         """
-        counts, where = self.counts(self.lag), self.tally.inside
-        resampled, weighted = weighted_sums(self.weights, counts), weighted_sums(self.weights, where)
+        where = self.tally.inside
+        weighted = weighted_sums(self.weights, where)
         result: dict[tuple[str, str], Estimate] = {}
-        for group, members in self.basins.groups:
-            index = [self.basins.names.index(name) for name in members]
+        for (group, members), (index, model, resampled) in zip(self.basins.groups, self._alone, strict=True):
             if len(index) < 2:
                 continue
-            value = _shares(
-                markov_model(_among(counts.sum(0), index), self.lag).stationary, where.sum(0)[index], index
-            )
-            samples = _shares(
-                markov_resamples(_among(resampled, index), self.lag)[0], weighted[:, index], index
-            )
+            value = _shares(model.stationary, where.sum(0)[index], index)
+            samples = _shares(resampled[0], weighted[:, index], index)
             changes = _among(self.tally.paths, index)
             for k, name in enumerate(members):
                 ways = changes[:, :, k].sum(1) + changes[:, k, :].sum(1)
                 result[name, group] = self._estimate(value[k], samples[:, k], ways)
         return result
+
+    @cached_property
+    def _alone(self) -> list[tuple[list[int], MarkovFigures, tuple[Array, Array, Array]]]:
+        """Of each group its basins, and the Markov model of these among themselves with its resamples."""
+        counts = self.counts(self.lag)
+        resampled = weighted_sums(self.weights, counts)
+        found = []
+        for _, members in self.basins.groups:
+            index = [self.basins.names.index(name) for name in members]
+            model = markov_model(_among(counts.sum(0), index), self.lag)
+            found.append((index, model, markov_resamples(_among(resampled, index), self.lag)))
+        return found
 
     def timescales(self, lag: int) -> list[Estimate] | None:
         """Implied timescales at another lag; None if it was not counted."""
@@ -454,8 +463,7 @@ class _Side:
     ) -> tuple[list[Estimate], list[Estimate], dict[tuple[int, int], Estimate]]:
         counts = self.counts(lag)
         model = markov_model(counts.sum(0), lag)
-        resampled = weighted_sums(weights, counts)
-        stationary, timescales, mfpt = markov_resamples(resampled, lag, model.slow)
+        stationary, timescales, mfpt = markov_resamples(weighted_sums(weights, counts), lag, model.slow)
         changes = self.tally.paths
         slow = []
         for k in range(self.n - 1):
@@ -476,12 +484,10 @@ class _Side:
             self._estimate(value[k], samples[:, k], self._ways(k, model.stationary)) for k in range(self.n)
         ]
         passages = model.mfpt.copy()
-        for group in {*self.of} - {-1}:
-            index = [k for k in range(self.n) if self.of[k] == group]
-            if len(index) > 1:
-                square = np.ix_(index, index)
-                passages[square] = markov_model(counts.sum(0)[square], lag).mfpt
-                mfpt[:, square[0], square[1]] = markov_resamples(_among(resampled, index), lag)[2]
+        if self.groups is not None:
+            for index, alone, samples_alone in self._alone:
+                rows, columns = np.ix_(index, index)
+                passages[rows, columns], mfpt[:, rows, columns] = alone.mfpt, samples_alone[2]
         times = {
             (a, b): self._estimate(
                 passages[a, b] * self.interval, mfpt[:, a, b] * self.interval, self.tally.arrivals[:, a, b]
@@ -586,12 +592,13 @@ def _apart(
     chosen: Sequence[Sequence[Any] | None] = (None, None),
 ) -> Divergence:
     """Divergence of the histograms ``counted``, with floors."""
-    alike = (
-        md.histograms(axes, bins, chosen[0], md.no_longer_than(run)),
-        run.histograms(axes, bins, chosen[1], run.no_longer_than(md)),
-    )
-    ours, theirs, *both = (_coarse(each, len(axes), bins) for each in (*counted, *alike))
-    return divergence(ours, theirs, seed, alike=(both[0], both[1]))
+    ours, theirs = (_coarse(each, len(axes), bins) for each in counted)
+    alike = []
+    for data, other, own, frames in ((md, run, ours, chosen[0]), (run, md, theirs, chosen[1])):
+        units = data.no_longer_than(other)
+        cut = units is not data.units
+        alike.append(_coarse(data.histograms(axes, bins, frames, units), len(axes), bins) if cut else own)
+    return divergence(ours, theirs, seed, alike=(alike[0], alike[1]))
 
 
 def _coarse(per_unit: Array, dimensions: int, bins: int) -> Array:
@@ -604,32 +611,22 @@ def _coarse(per_unit: Array, dimensions: int, bins: int) -> Array:
 
 def _free_energy(per_unit: Array, weights: Array, zero: float, bins: int, dimensions: int) -> dict[str, Any]:
     """-ln(p / zero) in kT, zero being the highest probability of a bin of the reference."""
-    n_units = len(per_unit)
-    frames = per_unit.sum(0)
-    seen = np.flatnonzero(frames)
-    resampled = weights @ per_unit[:, seen]
-    totals = weights @ per_unit.sum(1)
-    with np.errstate(divide="ignore"):
-        value = -np.log(frames / frames.sum() / zero)
-        samples = np.sort(-np.log(resampled / totals[:, None] / zero), axis=0)
-    k = int(np.floor(tail(n_units) * (len(samples) - 1)))
-    low, high = np.full(len(frames), np.nan), np.full(len(frames), np.nan)
-    low[seen], high[seen] = samples[k], samples[len(samples) - 1 - k]
-    few = (per_unit > 0).sum(0) < min(3, n_units)
-    low[few], high[few] = np.nan, np.nan
-    if n_units < 5:
-        low[:], high[:] = np.nan, np.nan
     shape = (bins,) * dimensions
-    return {
-        "value": _table(value, shape),
-        "low": _table(low, shape),
-        "high": _table(high, shape),
-        "frames": frames.astype(int).reshape(shape).tolist(),
-    }
+    with np.errstate(divide="ignore"):
+        value, high, low = (_table(-np.log(each / zero), shape) for each in _bin_shares(per_unit, weights))
+    frames = per_unit.sum(0).astype(int).reshape(shape).tolist()
+    return {"value": value, "low": low, "high": high, "frames": frames}
 
 
 def _density(per_unit: Array, weights: Array, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Frames in each bin, the share of all in each, and its interval: like `_free_energy`."""
+    """The share of all frames in each bin, its interval, and how many frames they are."""
+    share, low, high = (_table(each, shape, 7) for each in _bin_shares(per_unit, weights))
+    frames = per_unit.sum(0).astype(int).reshape(shape).tolist()
+    return {"share": share, "low": low, "high": high, "frames": frames}
+
+
+def _bin_shares(per_unit: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """(n_bins,) share of all frames in each bin, and its interval; NaN where that is not known."""
     frames = per_unit.sum(0)
     share, low, high = (np.full(len(frames), np.nan) for _ in range(3))
     if frames.sum():
@@ -641,12 +638,7 @@ def _density(per_unit: Array, weights: Array, shape: tuple[int, ...]) -> dict[st
             samples = np.sort(samples[np.isfinite(samples).all(1)], axis=0)
             k = int(np.floor(tail(len(per_unit)) * (len(samples) - 1)))
             low[seen], high[seen] = samples[k], samples[len(samples) - 1 - k]
-    return {
-        "share": _table(share, shape, 7),
-        "low": _table(low, shape, 7),
-        "high": _table(high, shape, 7),
-        "frames": frames.astype(int).reshape(shape).tolist(),
-    }
+    return share, low, high
 
 
 def _table(values: Array, shape: tuple[int, ...], digits: int = 4) -> Any:

@@ -34,9 +34,10 @@ def geometry_report(
     n = np.array([each.n for each in rollout], dtype=np.float64)
     drift, drifts = _drift(rollout, n_resamples, seed, 3)
     drift_md, drifts_md = _drift(reference, n_resamples, seed, 4)
-    means = [_means(part, n_resamples, seed, stream) for part, stream in ((reference, 5), (rollout, 6))]
-    few = min(len(reference), len(rollout)) < MIN_UNITS
-    shifts = None if few else means[1] - means[0]
+    n_units = min(len(reference), len(rollout))
+    shifts = None
+    if n_units >= MIN_UNITS:
+        shifts = _means(rollout, n_resamples, seed, 6) - _means(reference, n_resamples, seed, 5)
     first = n @ np.stack([each.first for each in rollout]) / n.sum()
     scale = np.maximum(sd_md, 1e-3)  # constrained bonds have no width of their own
     rows = []
@@ -55,7 +56,7 @@ def geometry_report(
                 "reference_drift_interval_95": _interval(drifts_md, k, len(reference)),
                 "drift_in_sd": float(drift[k] / scale[k]),
                 "shift": float(mean_run[k] - mean_md[k]),
-                "shift_interval_95": _interval(shifts, k, min(len(reference), len(rollout))),
+                "shift_interval_95": _interval(shifts, k, n_units),
                 "shift_in_sd": float((mean_run[k] - mean_md[k]) / scale[k]),
                 "width_ratio": float(sd_run[k] / scale[k]),
             }

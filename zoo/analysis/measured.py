@@ -167,4 +167,4 @@ def cut(lengths: Sequence[int], block_steps: int | None = None) -> tuple[list[In
     for n, parts in zip(lengths, pieces, strict=True):
         units.append(first + np.arange(n) * parts // n)
         first += parts
-    return units, max(pieces) == 1
+    return units, max(pieces, default=1) == 1

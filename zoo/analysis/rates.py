@@ -268,8 +268,7 @@ def markov_resamples(counts: Array, lag: int, slow: Array | None = None) -> tupl
         alike.setdefault(tuple(inside.tobytes() for inside in connected_sets(matrix)), []).append(k)
     for members in alike.values():
         rows, some = np.array(members, dtype=np.int64), counts[members[0]]
-        times = [np.zeros((len(rows), 0))]
-        vectors, weights = [np.zeros((len(rows), 0, n))], np.zeros((len(rows), n))
+        times, vectors = [np.zeros((len(rows), 0))], [np.zeros((len(rows), 0, n))]
         for inside in connected_sets(some):
             balanced = _holds_all(some, inside)
             if balanced:
@@ -278,44 +277,39 @@ def markov_resamples(counts: Array, lag: int, slow: Array | None = None) -> tupl
             if len(inside) < 2:
                 continue
             matrices = _reversible(counts[np.ix_(rows, inside, inside)])
-            populations, found, right = _spectrum(matrices, lag)
+            populations, found, exchanging = _spectrum(matrices, lag)
             times.append(found)
-            padded = np.zeros((*found.shape, n))
-            padded[:, :, inside] = right
-            vectors.append(padded)
-            weights[:, inside] = populations
+            vectors.append(np.zeros((*found.shape, n)))
+            vectors[-1][:, :, inside] = exchanging
             if balanced:
                 stationary[np.ix_(rows, inside)] = populations
             mfpt[np.ix_(rows, inside, inside)] = lag * _hitting_times(matrices)
         known = np.concatenate(times, axis=1)
         if slow is not None:
             seen = (some.sum(0) + some.sum(1)) > 0
-            timescales[rows] = _matched(known, np.concatenate(vectors, axis=1), weights, seen, slow)
+            timescales[rows] = _matched(known, np.concatenate(vectors, axis=1), seen, slow)
         elif known.shape[1]:
             timescales[rows, n - 1 - known.shape[1] :] = -np.sort(-known, axis=1)
     return stationary, timescales, mfpt
 
 
-def _matched(times: Array, vectors: Array, weights: Array, seen: Any, slow: Array) -> Array:
+def _matched(times: Array, vectors: Array, seen: Any, slow: Array) -> Array:
     """(R, B - 1) timescales in the order of the processes ``slow`` (B - 1, B).
 
-    ``times`` (R, K) and ``vectors`` (R, K, B) of the resamples, ``weights`` (R, B) of their basins; ``seen``
-    (B,) says which basins these visited.
+    ``times`` (R, K) and ``vectors`` (R, K, B), as those of ``slow``, of the resamples; ``seen`` (B,) says
+    which basins these visited.
     """
     from scipy.optimize import linear_sum_assignment
 
-    wanted, slow = slow, significant(slow)
-    both = ((slow > 0) & seen).any(1) & ((slow < 0) & seen).any(1)
+    sides = significant(slow)
+    both = ((sides > 0) & seen).any(1) & ((sides < 0) & seen).any(1)
     known = (slow != 0).any(1)
     result = np.tile(np.where(both | ~known, np.inf, np.nan), (len(times), 1))
     processes = np.flatnonzero(known)
-    for k in range(len(times)):
-        scaled = vectors[k] * np.sqrt(weights[k])
-        like = wanted[processes]
-        size = np.linalg.norm(like, axis=1)[:, None] * np.linalg.norm(scaled, axis=1)[None, :]
-        overlap = np.abs(like @ scaled.T) / np.maximum(size, 1e-300)
-        mine, theirs = linear_sum_assignment(-overlap)
-        result[k, processes[mine]] = times[k, theirs]
+    like = slow[processes] / np.linalg.norm(slow[processes], axis=1, keepdims=True)
+    for k, mine in enumerate(vectors):
+        which, found = linear_sum_assignment(-np.abs(like @ mine.T))
+        result[k, processes[which]] = times[k, found]
     return result
 
 
@@ -362,8 +356,8 @@ def _reversible(counts: Array) -> Array:
 
 
 def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array, Array]:
-    """Stationary populations, timescales, slowest first, and right eigenvectors of these processes, of
-    reversible matrices (R, n, n): (R, n), (R, n - 1) and (R, n - 1, n).
+    """Stationary populations, timescales, slowest first, and vectors of these processes as in
+    `MarkovFigures.slow`, of length 1, of reversible matrices (R, n, n): (R, n), (R, n - 1), (R, n - 1, n).
     """
     n = matrices.shape[-1]
     ones = np.ones((len(matrices), n, 1))
@@ -373,7 +367,7 @@ def _spectrum(matrices: Array, lag: int) -> tuple[Array, Array, Array]:
     root = np.sqrt(np.maximum(populations, 1e-300))
     symmetric = root[:, :, None] * matrices / root[:, None, :]
     values, vectors = np.linalg.eigh(0.5 * (symmetric + symmetric.transpose(0, 2, 1)))  # ascending
-    values, vectors = values[:, ::-1], vectors[:, :, ::-1] / root[:, :, None]
+    values, vectors = values[:, ::-1], vectors[:, :, ::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         times: Array = np.asarray(-lag / np.log(np.minimum(np.abs(values[:, 1:]), 1.0)), dtype=np.float64)
     return populations, times, np.asarray(vectors[:, :, 1:].transpose(0, 2, 1))

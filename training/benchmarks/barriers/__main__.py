@@ -150,7 +150,8 @@ def _run(args: argparse.Namespace) -> int:
     blocks, bias = read_flattened(args.releases, args.blocks)
     # Blocks of one walker follow one another, so a walker is known whole.
     trained = {name[: len("flat-00")] for name in trained_on(model)}
-    known = sorted(trained & {b.name[: len("flat-00")] for b in blocks})
+    walkers = {b.name[: len("flat-00")] for b in blocks}
+    known = sorted(trained & walkers)
     if known:
         raise ZooError(
             f"{model.name} was trained on blocks of the walkers {', '.join(known)}: choose those of others "
@@ -191,7 +192,7 @@ def _run(args: argparse.Namespace) -> int:
             f"--blocks {names} --resamples {args.resamples} --seed {args.seed}",
             seed=args.seed,
             extra={
-                "walkers": len({b.name[: len("flat-00")] for b in blocks}),
+                "walkers": len(walkers),
                 "stretches": data.n_units,
                 "seen_every_ps": lag,
                 "visited": len(data.visited),

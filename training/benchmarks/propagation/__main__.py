@@ -33,6 +33,7 @@ from training.command_line import command_line
 from training.metrics import record
 from training.reference_md.segments import Segment
 from zoo.analysis.kinetics import jensen_shannon, torsion_histogram, torsions
+from zoo.analysis.measured import cut
 from zoo.analysis.ramachandran import backbone_torsions
 from zoo.errors import ZooError
 from zoo.molecules.checks import Validity
@@ -57,8 +58,6 @@ def starts(
     """
     first: list[Array] = []
     later: dict[float, list[Array]] = {t: [] for t in times}
-    blocks: list[npt.NDArray[np.int64]] = []
-    n_blocks = 0
     for segment in segments:
         stride = round(every / segment.dt)
         if stride < 1 or not math.isclose(stride * segment.dt, every, rel_tol=1e-6):
@@ -71,10 +70,9 @@ def starts(
         first.append(x[index])
         for t in times:
             later[t].append(x[index + round(t / segment.dt)])
-        # equal ones of about that length: one of what is left over would weigh as much as the others
-        n = max(1, round(len(index) * every / BLOCK)) if len(index) else 0
-        blocks.append(np.arange(len(index)) * n // max(len(index), 1) + n_blocks)
-        n_blocks += n
+    # equal ones of about that length: one of what is left over would weigh as much as the others
+    blocks, _ = cut([len(x) for x in first], max(1, round(BLOCK / every)))
+    n_blocks = sum(len(np.unique(each)) for each in blocks)
     if n_blocks < 2:
         raise ZooError(
             f"{len(segments)} segments hold {n_blocks} blocks of {BLOCK:g} ps with the MD of the next "
